@@ -1,0 +1,1 @@
+"""Environments, one file each; the file's name is the environment's name."""

@@ -1,0 +1,1 @@
+"""RayRLHF: reinforcement learning of language models on Ray."""

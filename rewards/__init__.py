@@ -1,0 +1,1 @@
+"""Rewards, one file each; the file's name is the reward's name."""
