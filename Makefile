@@ -1,0 +1,47 @@
+# Every target sets up the environment first: `make train` and `make test` work in a fresh clone. `make help` lists them.
+#
+#   PYTHON=python3.12     the Python that the environment is made with (default: the newest of 3.13, 3.12, 3.11 found)
+#   VENV=.venv            the environment's folder
+#   TORCH_INDEX=URL       a package index beside the usual one for torch, such as https://download.pytorch.org/whl/cpu
+#   ARGS="..."            more arguments for the command that is run
+#   TESTS=tests/...       what `make test` runs
+
+SHELL := /bin/sh
+VENV ?= .venv
+TESTS ?=
+ARGS ?=
+export PYTHON TORCH_INDEX
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow bench check format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
+
+setup:  ## the environment in .venv; does nothing where it is current
+	@python=$$(sh .ci/find_python.sh) && exec "$$python" .ci/environment.py "$(VENV)" dev
+
+train: setup  ## the main job: a small language model learns to alliterate
+	@"$(VENV)/bin/rayrlhf" train $(ARGS)
+
+test: setup  ## the tests, but for those that take minutes each
+	@"$(VENV)/bin/python" -m pytest -m "not slow" $(TESTS) $(ARGS)
+
+test-slow: setup  ## the tests that take minutes each
+	@"$(VENV)/bin/python" -m pytest -m slow $(TESTS) $(ARGS)
+
+bench:  ## the benchmarks, one after the other, in an environment of their own
+	@python=$$(sh .ci/find_python.sh) && exec "$$python" .ci/environment.py "$(VENV).bench" dev,bench
+	@for script in tests/benchmarks/*.py; do echo "== $$script"; "$(VENV).bench/bin/python" "$$script" $(ARGS) || exit 1; done
+
+check: setup  ## lint, format and types, as in CI and before a commit
+	@"$(VENV)/bin/ruff" check .
+	@"$(VENV)/bin/ruff" format --check .
+	@"$(VENV)/bin/mypy"
+
+format: setup  ## apply what `make check` would ask of lint and format
+	@"$(VENV)/bin/ruff" check --fix .
+	@"$(VENV)/bin/ruff" format .
+
+clean:  ## remove the environment and all caches, never runs/
+	@rm -rf "$(VENV)" "$(VENV).bench" build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,39 @@
+"""`rayrlhf` and `python -m rayrlhf`: runs the command line, and ends it with one message where the user can act."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rayrlhf.errors import UserError
+
+INTERRUPTED = 130  # exit code: 128 + SIGINT
+
+
+def main() -> None:
+    """Exits 0, with a command's own code, 2 for what the user gave, 130 for Ctrl-C; a bug keeps its traceback."""
+    folder = os.getcwd()
+    if folder not in sys.path[:1]:
+        sys.path.insert(0, folder)  # so that `my_rewards:MyReward` loads, whichever way we were started
+    try:
+        from rayrlhf.cli import app
+
+        app(prog_name="rayrlhf")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say_interrupted()
+        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # the command line turns Ctrl-C into this code, in silence
+            _say_interrupted()
+        raise
+
+
+def _say_interrupted() -> None:
+    print("interrupted", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

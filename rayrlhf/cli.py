@@ -1,0 +1,147 @@
+"""The command line: `rayrlhf train`, `generate`, `report`, `recipes`, `rewards`, `sft`, `doctor`.
+
+A command imports its module when it runs, so that `--help` needs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayrlhf.errors import UserError
+
+app = typer.Typer(
+    help="Trains language models by reinforcement learning on Ray. Start with `rayrlhf train`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug's traceback stays plain, and complete in a log
+)
+
+# A command that is another module's: it reads its own arguments and --help, and is imported when it runs.
+_ELSEWHERE = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE] [KEY=VALUE]...",
+            help="A recipe's name or a YAML file (default: alliteration), then overrides such as rollout.workers=4.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config as YAML and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name where it stopped.")] = False,
+) -> None:
+    """Train a policy: `rayrlhf train alliteration algorithm.kl.coef=0.4 name=my-run`."""
+    from rayrlhf.config_loading import dump_config, load_config
+
+    source, overrides = split_arguments(arguments or [])
+    config = load_config(source, overrides)
+    if dry_run:
+        typer.echo(dump_config(config), nl=False)
+        return
+    from rayrlhf import trainer
+
+    trainer.train(config, resume=resume)
+
+
+def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Splits `[SOURCE] [KEY=VALUE]...` into the source, or None, and the overrides.
+
+    Raises:
+        UserError: two sources, or one behind an override.
+    """
+    source: str | None = None
+    overrides = list(arguments)
+    if overrides and ("=" not in overrides[0] or Path(overrides[0]).is_file()):
+        source = overrides.pop(0)
+    for word in overrides:
+        if "=" not in word:
+            raise UserError(f"{word}: one recipe or file comes first, then KEY=VALUE; this is neither")
+    return source, overrides
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A run's folder, a model folder or its name.")],
+    prompt: Annotated[str | None, typer.Option(help="Text to go on from; without it the model starts anew.")] = None,
+    reward: Annotated[list[str] | None, typer.Option(help="Score the samples by this reward; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="How many samples.")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample in tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature, above 0.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal samples.")] = 0,
+) -> None:
+    """Print samples of a model or of a run's policy, with their scores."""
+    if not 0 < temperature < float("inf"):
+        raise UserError(f"--temperature must be a number above 0, not {temperature:g}")
+    from rayrlhf.generate import generate as print_samples
+
+    print_samples(
+        source=source,
+        prompt=prompt,
+        rewards=reward or [],
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="A run's folder, such as runs/my-run.")],
+) -> None:
+    """Write report.html of a run: its curves, and samples side by side."""
+    from rayrlhf.report import write_report
+
+    typer.echo(write_report(run_folder))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that `train` knows by name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rayrlhf.config_loading import recipes as shipped
+
+    table = Table.grid(padding=(0, 2))
+    for recipe in shipped():
+        table.add_row(recipe.name, recipe.summary)
+    Console(soft_wrap=False, highlight=False).print(table)
+
+
+@app.command(context_settings=_ELSEWHERE, add_help_option=False)
+def rewards(context: typer.Context) -> None:
+    """List, show, test and time rewards."""
+    from rayrlhf.rewards_cli import rewards_app
+
+    _hand_over(rewards_app, context)
+
+
+@app.command(context_settings=_ELSEWHERE, add_help_option=False)
+def sft(context: typer.Context) -> None:
+    """Train a model on text by predicting the next token."""
+    from rayrlhf.sft_cli import sft as command
+
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command()(command)
+    _hand_over(alone, context)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, devices, compiler, Ray, ports, disk; and what to do about each fault."""
+    from rayrlhf.doctor import run
+
+    raise typer.Exit(run())
+
+
+def _hand_over(command: typer.Typer, context: typer.Context) -> None:
+    """Runs another module's command line on the arguments given after its name, with its exit code."""
+    code = command(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)

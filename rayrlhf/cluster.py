@@ -1,0 +1,143 @@
+"""The rim to Ray: joining or starting a cluster, options of our actors, deadlines, and errors without Ray's wrapping."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayrlhf.config import RunConfig
+from rayrlhf.errors import LearnerError, RunFolderError, UserError
+
+LOCAL_OBJECT_STORE_BYTES = 2_000_000_000
+START_TIMEOUT_S = 300.0  # of one actor: a process, its imports, its model
+
+
+class Died(Exception):
+    """An actor died or did not answer in time; what it did is lost, and can be done again by another."""
+
+
+@contextlib.contextmanager
+def ray_session(config: RunConfig) -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS or a Ray job names, or starts one on this machine and stops it at the end.
+
+    A cluster of our own has as many logical CPUs as the actors ask for: workers and learner take turns, so on a small
+    machine they share its cores. Nothing of it outlives the driver.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+    else:
+        rollout, learner = config.rollout, config.learner
+        asked = rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(asked) + 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def actor_environment(cpus: float) -> dict[str, Any]:
+    """`runtime_env` of our actors. On CPU speed comes from several one-thread processes, not from threads."""
+    threads = str(max(1, int(cpus)))
+    return {
+        "env_vars": {
+            "OMP_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")])),
+        }
+    }
+
+
+def get(refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[Any]:
+    """The values of all refs. Raises Died for a dead actor or a missed deadline, else the actor's own error."""
+    try:
+        return ray.get(list(refs), timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise Died(f"no answer within {timeout_s:g} s") from error
+    except RayActorError as error:
+        raise Died(str(error).splitlines()[0]) from error
+    except RayTaskError as error:
+        raise own_error(error) from None
+
+
+def own_error(error: RayTaskError) -> BaseException:
+    """The UserError that an actor raised; any other error with its remote traceback."""
+    cause = error.cause
+    return cause if isinstance(cause, UserError) else error
+
+
+def kill(actors: Sequence[Any]) -> None:
+    """Ends the actors' processes at once."""
+    for actor in actors:
+        ray.kill(actor, no_restart=True)
+
+
+def check_resources(config: RunConfig) -> None:
+    """Raises LearnerError where the cluster can never hold the run's actors, before anything waits for them."""
+    rollout, learner = config.rollout, config.learner
+    total = ray.cluster_resources()
+    for resource, asked, keys in (
+        (
+            "CPU",
+            rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank,
+            "rollout.workers x rollout.cpus_per_worker + learner.ranks x learner.cpus_per_rank",
+        ),
+        (
+            "GPU",
+            rollout.workers * rollout.gpus_per_worker + learner.ranks * learner.gpus_per_rank,
+            "rollout.workers x rollout.gpus_per_worker + learner.ranks x learner.gpus_per_rank",
+        ),
+    ):
+        if asked > total.get(resource, 0):
+            raise LearnerError(
+                f"the run asks for {asked:g} {resource} ({keys}); the cluster has {total.get(resource, 0):g}"
+            )
+
+
+@ray.remote(num_cpus=0)
+def _sees(path: str) -> bool:
+    """Whether this node sees a file; shared file systems may show it a little late."""
+    deadline = time.monotonic() + 10
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def check_shared_storage(probe: Path) -> None:
+    """Raises RunFolderError naming each node of the cluster that does not see the file `probe` of the run's folder."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    answers = get(
+        [
+            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                str(probe.resolve())
+            )
+            for node in nodes
+        ],
+        timeout_s=120,
+    )
+    blind = [node["NodeManagerAddress"] for node, sees in zip(nodes, answers) if not sees]
+    if blind:
+        raise RunFolderError(
+            f"nodes {', '.join(blind)} do not see {probe.parent}: set storage_path to a folder that every node shares"
+        )

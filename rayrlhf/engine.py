@@ -1,0 +1,172 @@
+"""One network in one DeepSpeed engine, through Fabric: forward, backward, step, gather, save, load.
+
+A learner has an engine a network (a value network will be a second one): an engine that skips a part of its parameters
+in a step applies their stale gradients at ZeRO stage 3. A frozen network needs none: it stays a plain module.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+from torch import Tensor, nn
+
+from rayrlhf.config import OptimizerConfig
+from rayrlhf.errors import LearnerError
+from rayrlhf.strategy import Device, FabricDeepSpeed, prepare_environment
+
+BUCKET_ELEMENTS = 200_000_000  # DeepSpeed's default size of a communication bucket
+
+
+def launch_fabric(zero_stage: int, precision: str, device: Device, rank: int, world: int) -> Fabric:
+    """Joins this process to the learner's ranks as rank `rank` of `world`: one node with one device.
+
+    The ranks meet at MASTER_ADDR:MASTER_PORT (a lone rank at a free port of its own) and stay joined as long as the
+    process lives. `precision` is Fabric's: 32-true or bf16-mixed.
+
+    Raises:
+        LearnerError: no meeting point is set, or this process already belongs to another group of ranks.
+        InstallationError: the device is not there.
+    """
+    if world > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise LearnerError(
+            "learner ranks meet at MASTER_ADDR:MASTER_PORT: set both, the same in the process of each rank"
+        )
+    if dist.is_initialized() and (dist.get_rank(), dist.get_world_size()) != (rank, world):
+        raise LearnerError(
+            f"this process is rank {dist.get_rank()} of {dist.get_world_size()} already and cannot be rank {rank} of "
+            f"{world}: start each learner rank in a process of its own"
+        )
+    prepare_environment(device)
+    os.environ.update(NODE_RANK=str(rank), LOCAL_RANK="0")
+    strategy = FabricDeepSpeed(stage=zero_stage, logging_level=logging.ERROR, logging_batch_size_per_gpu=1)
+    fabric = Fabric(
+        accelerator=device,
+        devices=1,
+        num_nodes=world,
+        strategy=strategy,
+        precision=precision,  # type: ignore[arg-type]
+        plugins=[LightningEnvironment()],  # not what a SLURM or MPI job around us would suggest
+    )
+    fabric.launch()
+    return fabric
+
+
+def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """PyTorch's own optimizer: DeepSpeed's are compiled on first use, and equal it."""
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            module.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+    return torch.optim.SGD(module.parameters(), lr=config.lr, momentum=config.momentum)
+
+
+class Engine:
+    """A network, its optimizer, and the rules of DeepSpeed that fail silently when broken.
+
+    An update is `begin`, then for each micro-batch `forward`, `backward` and `next_micro_batch`, or `finish` after the
+    last one. Every rank makes the same calls.
+    """
+
+    def __init__(self, fabric: Fabric, module: nn.Module, optimizer: OptimizerConfig):
+        """`module` is whole and initialised: built under ZeRO stage 3's own context its weights would be lost."""
+        self._fabric = fabric
+        config = fabric.strategy.config  # type: ignore[attr-defined]
+        config["gradient_clipping"] = optimizer.max_grad_norm or 0.0  # unset, DeepSpeed clips to 1.0
+        # Buckets are allocated whole, 800 MB each in fp32, however small the network.
+        bucket = min(BUCKET_ELEMENTS, sum(parameter.numel() for parameter in module.parameters()))
+        config["zero_optimization"].update(reduce_bucket_size=bucket, allgather_bucket_size=bucket)
+        self._wrapped, self._optimizer = fabric.setup(module, build_optimizer(optimizer, module))
+        self._engine: Any = self._wrapped._forward_module
+        self.module = module
+
+    def begin(self, lr: float, micro_batches: int) -> None:
+        """Starts an update of `micro_batches` on each rank."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.set_train_batch_size(micro_batches * self._fabric.world_size)
+        # The engine counts micro-batches over its whole life and steps where the count divides by their number:
+        # with another number it would step too early or too late.
+        self._engine.micro_steps = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output; through the wrapper, without which stage 3 overwrites what it has accumulated."""
+        return self._wrapped(*args, **kwargs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this rank's `loss` to the update's: the sum over micro-batches and ranks.
+
+        DeepSpeed averages over ranks, so each rank's share counts `world_size` times; it is asked not to divide by
+        the number of micro-batches. Both are exact in floating point where `world_size` is a power of two.
+        """
+        self._fabric.backward(loss * self._fabric.world_size, model=self._wrapped, scale_wrt_gas=False)
+
+    def next_micro_batch(self) -> None:
+        """Tells the engine that a micro-batch is over, as it must hear of every one; weights stay as they are."""
+        if self._engine.is_gradient_accumulation_boundary():
+            raise RuntimeError("the last micro-batch of an update ends with `finish`")
+        self._engine.step()
+
+    def finish(self) -> float:
+        """Clips, steps the optimizer and returns the global gradient norm before clipping.
+
+        Raises:
+            LearnerError: the norm is not finite; raised on all ranks.
+        """
+        if not self._engine.is_gradient_accumulation_boundary():
+            raise RuntimeError("`finish` ends an update, and micro-batches that `begin` announced are missing")
+        norm = self._plain_grad_norm()
+        if norm is not None:
+            _check(norm)
+        self._engine.step()
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm())
+            _check(norm)
+        return norm
+
+    def _plain_grad_norm(self) -> float | None:
+        """At stage 0 in fp32 DeepSpeed knows no norm, and the reduced gradients lie whole on the parameters."""
+        if self._engine.zero_optimization() or self._engine.bfloat16_enabled():
+            return None
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def gather(self) -> Iterator[tuple[str, Tensor]]:
+        """Each parameter's name and whole value, tied ones once, valid until the next is asked for.
+
+        Collective: at stage 3 every rank holds one gathered parameter at a time, so all must iterate to the end.
+        """
+        import deepspeed
+
+        sharded = self._engine.zero_optimization_partition_weights()
+        for name, parameter in self.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                yield name, parameter.detach()
+
+    def save(self, folder: Path) -> None:
+        """Writes weights, optimizer and counters, sharded as they are; collective, into a folder all ranks see."""
+        self._fabric.save(folder, {"network": self._wrapped, "optimizer": self._optimizer})
+
+    def load(self, folder: Path) -> None:
+        """Takes up, bit for bit, where `save` left off; collective, with the same world size, stage and precision."""
+        self._fabric.load(folder, {"network": self._wrapped, "optimizer": self._optimizer})
+
+    def close(self) -> None:
+        """Removes DeepSpeed's hooks and buffers; the process stays joined to the other ranks."""
+        self._engine.destroy()
+
+
+def _check(norm: float) -> None:
+    if not math.isfinite(norm) or norm < 0:  # DeepSpeed's norm of gradients that are not finite is inf or -1
+        raise LearnerError(
+            f"the gradient norm is {norm}: the update overflowed. Lower optimizer.lr, check the rewards' scale, or use "
+            "learner.precision: fp32; go on from the last checkpoint."
+        )

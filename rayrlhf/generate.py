@@ -1,0 +1,89 @@
+"""`rayrlhf generate`: samples from a run's latest checkpoint or from any model, scored by any reward. No Ray."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from rayrlhf import plugins
+from rayrlhf.checkpoint import CheckpointStore
+from rayrlhf.config import ModelConfig, PromptsConfig, RewardPart
+from rayrlhf.errors import CheckpointError
+from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
+from rayrlhf.prompts import load_prompts
+from rayrlhf.rewards_mixture import RewardMixture
+from rayrlhf.rollout import deal_specs, play_episodes
+from rayrlhf.run_folder import read_config
+from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
+from rayrlhf.types import EpisodeScore, Trajectory
+from rayrlhf.worker import make_codec
+
+
+def generate(
+    source: str,
+    prompt: str | None,
+    rewards: list[str],
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    """Prints `samples` episodes of the model or run `source`, with their scores where rewards are named.
+
+    Without a prompt a run's own prompts are used, and a model starts from nothing. Equal seeds give equal texts.
+    """
+    trajectories = sample(source, prompt, samples, max_new_tokens, temperature, seed)
+    scores: list[EpisodeScore] | None = None
+    if rewards:
+        scores = RewardMixture([RewardPart(name=name) for name in rewards]).score(trajectories)
+    show(Console(), trajectories, scores)
+
+
+def sample(
+    source: str, prompt: str | None, samples: int, max_new_tokens: int, temperature: float, seed: int
+) -> list[Trajectory]:
+    """Plays single-turn episodes with the model or the run's latest checkpoint `source`."""
+    model, prompts_config = find_model(source)
+    if prompt is not None:
+        prompts_config = PromptsConfig(text=prompt or None)
+    tokenizer = load_tokenizer(model)
+    policy = load_policy(model)
+    check_vocabulary(model, policy, tokenizer)
+    prompts = load_prompts(prompts_config, tokenizer, context_length(model), max_new_tokens)
+    environment = plugins.load("environment", "single_turn")
+    [specs] = deal_specs(seed, 0, samples, 1, samples)
+    sampler = TransformersSampler(policy, tokenizer.eos_token_id, SamplingSettings(max_new_tokens, temperature))
+    make_environment = partial(environment, prompts=[item.text for item in prompts.items])
+    return play_episodes(specs, make_environment, sampler, make_codec(tokenizer, prompts.items))
+
+
+def find_model(source: str) -> tuple[ModelConfig, PromptsConfig]:
+    """The model to load for a run's folder (its latest checkpoint) or a model's name, and the prompts that go with it."""
+    folder = Path(source)
+    if not (folder / "checkpoints").is_dir():
+        return ModelConfig(path=source), PromptsConfig()
+    checkpoint = CheckpointStore.newest_model(folder / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"run {source} has no checkpoint yet: nothing to sample from")
+    return ModelConfig(path=str(checkpoint)), read_config(folder).environment.prompts
+
+
+def show(console: Console, trajectories: list[Trajectory], scores: list[EpisodeScore] | None) -> None:
+    for number, trajectory in enumerate(trajectories):
+        title = f"{number + 1}"
+        if scores is not None:
+            parts = ", ".join(f"{name} {value:g}" for name, value in scores[number].parts.items())
+            title = f"{number + 1}: {parts}"
+        shown = Text(trajectory.turns[0].observation, style="dim")
+        shown.append(trajectory.turns[0].action, style="default")
+        console.print(Panel(shown, title=title, title_align="left"))
+    if scores is not None:
+        for name in scores[0].parts:
+            values = np.array([score.parts[name] for score in scores])
+            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+            console.print(f"{name}: mean {values.mean():.2f} ± {error:.2f} over {len(values)} samples")

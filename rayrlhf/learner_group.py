@@ -1,0 +1,167 @@
+"""The learner's ranks as Ray actors in one placement group, updated, saved and rebuilt as one.
+
+Each rank is one Fabric process, "one node with one device". When one dies the others would wait for it, so the whole
+gang goes down at once and is built anew.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill
+from rayrlhf.config import LearnerConfig, ModelConfig, OptimizerConfig
+from rayrlhf.errors import LearnerError
+from rayrlhf.policy import resolve_model
+from rayrlhf.types import TrainingSequence, UpdateReport, Weights
+from rayrlhf.worker import PublishedWeights
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """What every rank of a run's learner is built from."""
+
+    model: ModelConfig
+    loss: Any  # a losses.PolicyLoss
+    optimizer: OptimizerConfig
+    learner: LearnerConfig
+    temperature: float
+    iterations: int
+    device: str  # cpu or cuda
+
+
+@ray.remote
+class LearnerRank:
+    """The Ray actor around one rank's `Learner`."""
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a free port on it, for the ranks to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def build(self, settings: LearnerSettings, rank: int, world: int, address: tuple[str, int]) -> str:
+        """Meets the other ranks and builds the learner; returns the node's id."""
+        os.environ |= {
+            "MASTER_ADDR": address[0],
+            "MASTER_PORT": str(address[1]),
+            "NODE_RANK": str(rank),
+            "LOCAL_RANK": "0",
+        }
+        from rayrlhf.learner import Learner  # imports DeepSpeed, which reads the environment
+
+        torch.set_num_threads(max(1, int(settings.learner.cpus_per_rank)))
+        self.learner = Learner(
+            model_path=resolve_model(settings.model.path),
+            loss=settings.loss,
+            optimizer=settings.optimizer,
+            config=settings.learner,
+            temperature=settings.temperature,
+            iterations=settings.iterations,
+            device=settings.device,  # type: ignore[arg-type]
+            rank=rank,
+            world=world,
+            trust_remote_code=settings.model.trust_remote_code,
+        )
+        return ray.get_runtime_context().get_node_id()
+
+    def update(self, sequences: Sequence[TrainingSequence], iteration: int) -> UpdateReport:
+        return self.learner.update(sequences, iteration)
+
+    def weights(self) -> tuple[Weights | None, int]:
+        """The weights, at rank 0 alone, and their version: two objects, so that the driver need not fetch the first."""
+        return self.learner.weights(), self.learner.version
+
+    def save(self, model_folder: Path, state_folder: Path) -> None:
+        self.learner.save_model(model_folder)
+        self.learner.save_state(state_folder)
+
+    def load(self, state_folder: Path) -> int:
+        """Returns the version of the weights that were loaded."""
+        self.learner.load_state(state_folder)
+        return self.learner.version
+
+
+class LearnerGroup:
+    """All ranks of the learner. Any method may raise `Died`; then `rebuild` and load a checkpoint."""
+
+    def __init__(self, settings: LearnerSettings):
+        self.settings = settings
+        self.config = settings.learner
+        self.version = 0  # optimizer updates behind the weights
+        self.rebuilds = 0
+        bundle = {"CPU": self.config.cpus_per_rank}
+        if self.config.gpus_per_rank:
+            bundle["GPU"] = self.config.gpus_per_rank
+        self._settings = ray.put(settings)
+        self._group = placement_group([bundle] * self.config.ranks, strategy="PACK")
+        self.ranks: list[Any] = []
+
+    def start(self) -> list[str]:
+        """Starts the ranks' processes and lets them meet; returns the ids of their nodes."""
+        if not self._group.wait(START_TIMEOUT_S):
+            raise LearnerError(
+                f"no room for {self.config.ranks} learner ranks of {self.config.cpus_per_rank:g} CPU and "
+                f"{self.config.gpus_per_rank:g} GPU each within {START_TIMEOUT_S:g} s"
+            )
+        self.ranks = [
+            LearnerRank.options(  # type: ignore[attr-defined]
+                num_cpus=self.config.cpus_per_rank,
+                num_gpus=self.config.gpus_per_rank,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
+                runtime_env=actor_environment(self.config.cpus_per_rank),
+            ).remote()
+            for rank in range(self.config.ranks)
+        ]
+        address = get([self.ranks[0].address.remote()], START_TIMEOUT_S)[0]
+        self.version = 0
+        return self._all("build", self._settings, timeout_s=START_TIMEOUT_S, each=address)
+
+    def rebuild(self, reason: Died) -> None:
+        """Ends all ranks and starts them anew from the base model. Raises LearnerError after `max_rebuilds`."""
+        kill(self.ranks)
+        self.rebuilds += 1
+        if self.rebuilds > self.config.max_rebuilds:
+            raise LearnerError(f"the learner died {self.rebuilds} times, last: {reason}") from reason
+        self.start()
+
+    def update(self, sequences: Sequence[TrainingSequence], iteration: int) -> UpdateReport:
+        """One optimizer step over all sequences, shared out over the ranks."""
+        report: UpdateReport = self._all("update", ray.put(list(sequences)), iteration)[0]
+        self.version = report.version
+        return report
+
+    def publish(self) -> PublishedWeights:
+        """Gathers the policy's weights into the object store; they stay there as long as what this returns."""
+        refs = [rank.weights.options(num_returns=2).remote() for rank in self.ranks]
+        versions = get([version for _, version in refs], self.config.timeout_s)
+        return PublishedWeights((refs[0][0],), versions[0])
+
+    def save(self, model_folder: Path, state_folder: Path) -> None:
+        """Writes a `from_pretrained` folder, and what a resumed run needs beside it."""
+        self._all("save", model_folder, state_folder)
+
+    def load(self, state_folder: Path) -> None:
+        """Takes up weights and optimizer where a checkpoint left them."""
+        self.version = self._all("load", state_folder)[0]
+
+    def close(self) -> None:
+        kill(self.ranks)
+        remove_placement_group(self._group)
+
+    def _all(self, method: str, *arguments: Any, timeout_s: float | None = None, each: Any = None) -> list[Any]:
+        """Calls a method on all ranks at once and waits for all."""
+        calls = []
+        for number, rank in enumerate(self.ranks):
+            own = (number, len(self.ranks), each) if each is not None else ()
+            calls.append(getattr(rank, method).remote(*arguments, *own))
+        return get(calls, timeout_s or self.config.timeout_s)

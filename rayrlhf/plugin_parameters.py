@@ -1,0 +1,96 @@
+"""A plugin's parameters, read from its signature, and the check of what a config gives for them before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, Union
+
+from rayrlhf.errors import RewardError
+from rayrlhf.plugins import nearest
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def parameters_of(plugin: Any) -> dict[str, inspect.Parameter]:
+    """Name -> parameter that a config may give: of a class its constructor's, of a plain function all after the text."""
+    parameters = list(_signature(plugin).parameters.values())
+    if not inspect.isclass(plugin):
+        parameters = parameters[1:]
+    return {parameter.name: parameter for parameter in parameters if parameter.kind in _NAMED}
+
+
+def described(plugin: Any) -> str:
+    """The parameters and their defaults on one line, as in `letter='e', empty_penalty=0.0`."""
+    return ", ".join(
+        name if parameter.default is inspect.Parameter.empty else f"{name}={parameter.default!r}"
+        for name, parameter in parameters_of(plugin).items()
+    )
+
+
+def check_parameters(name: str, plugin: Any, given: Mapping[str, Any]) -> None:
+    """Raises RewardError for parameters that are unknown, missing, or not of their annotated plain type.
+
+    Checked types: int, float (an int will do), str, bool, None, Literal, and unions of them; others are taken as given.
+    """
+    signature = _signature(plugin)
+    if not inspect.isclass(plugin) and not any(p.kind in (*_NAMED[:1], p.POSITIONAL_ONLY, p.VAR_POSITIONAL)
+                                               for p in signature.parameters.values()):  # fmt: skip
+        raise RewardError(f"reward `{name}`: the function takes no argument; its first one is the episode's text.")
+    known = parameters_of(plugin)
+    hints = _hints(plugin)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    faults = [
+        f"has no parameter `{key}`{nearest(key, known)}" for key in given if key not in known and not takes_any
+    ]
+    faults += [
+        f"needs the parameter `{key}`."
+        for key, parameter in known.items()
+        if parameter.default is parameter.empty and key not in given
+    ]
+    faults += [
+        f"takes {_described_type(hints[key])} for `{key}`, not {value!r}."
+        for key, value in given.items()
+        if key in known and key in hints and not _accepts(hints[key], value)
+    ]
+    if faults:
+        listing = f"Its parameters: {described(plugin)}." if known else "It takes no parameters."
+        raise RewardError(f"reward `{name}` {' It '.join(faults)} {listing}")
+
+
+def _signature(plugin: Any) -> inspect.Signature:
+    try:
+        return inspect.signature(plugin)
+    except (ValueError, TypeError):  # some functions written in C have none
+        anything = [inspect.Parameter("text", inspect.Parameter.POSITIONAL_ONLY)]
+        return inspect.Signature([] if inspect.isclass(plugin) else anything)
+
+
+def _hints(plugin: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(plugin.__init__ if inspect.isclass(plugin) else plugin)
+    except Exception:  # an annotation that names what is imported for type checkers alone, or no annotations at all
+        return {}
+
+
+def _accepts(annotation: Any, value: Any) -> bool:
+    kind = typing.get_origin(annotation)
+    if kind is Literal:
+        return any(type(choice) is type(value) and choice == value for choice in typing.get_args(annotation))
+    if kind in (Union, types.UnionType):
+        return any(_accepts(option, value) for option in typing.get_args(annotation))
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (str, bool, types.NoneType):
+        return isinstance(value, annotation)
+    return True
+
+
+def _described_type(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(annotation))
+    return inspect.formatannotation(annotation)

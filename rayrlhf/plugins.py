@@ -1,0 +1,222 @@
+"""Finds a reward or an environment by its name: a file of `rewards/` or `envs/`, an entry point, or `module:Name`.
+
+There is no registry: the plugin in `rewards/letter_count.py` is the class `LetterCount`, found by that name.
+Hyphens and underscores in a name are the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from rayrlhf.error_location import location_of, shown_path
+from rayrlhf.errors import EpisodeError, RewardError, UserError
+
+Kind = Literal["reward", "environment"]
+
+_PACKAGE: dict[Kind, str] = {"reward": "rayrlhf.rewards", "environment": "rayrlhf.envs"}
+_ENTRY_POINT_GROUP: dict[Kind, str] = {"reward": "rayrlhf.rewards", "environment": "rayrlhf.environments"}
+_FAULT: dict[Kind, type[UserError]] = {"reward": RewardError, "environment": EpisodeError}
+_METHODS: dict[Kind, tuple[str, ...]] = {"reward": ("__call__",), "environment": ("reset", "step")}
+
+
+def load(kind: Kind, name: str) -> Any:
+    """The class (or, for rewards, the class or plain function) that `name` names; importing it is the only side effect.
+
+    `module:Name` is imported with the working directory in front of `sys.path`. Raises RewardError or EpisodeError
+    where nothing has that name (the message suggests the nearest), where its module fails to import (the message
+    has file, line and the original error), or where what was found is no class or function.
+    """
+    if ":" in name:
+        plugin = _load_reference(kind, name)
+    elif _is_built_in(kind, canonical(name)):
+        _warn_of_hidden_entry_points(kind, canonical(name))
+        plugin = _load_built_in(kind, canonical(name))
+    else:
+        plugin = _load_entry_point(kind, canonical(name))
+    return _checked(kind, name, plugin)
+
+
+def available(kind: Kind) -> dict[str, str]:
+    """Name -> first line of its documentation, for built-in files and entry points, sorted by name.
+
+    Built-in files are read, not imported; an entry point's line says where it leads, because reading its
+    documentation would run code of strangers. An entry point that has a built-in's name is left out with a warning.
+    """
+    found = {name: _summary_of_file(path) for name, path in _built_in_files(kind).items()}
+    for name in found:
+        _warn_of_hidden_entry_points(kind, name)
+    for entry_point in _entry_points(kind):
+        found.setdefault(canonical(entry_point.name), f"{entry_point.value}, of {_distribution(entry_point)}")
+    return dict(sorted(found.items()))
+
+
+def origin(kind: Kind, name: str) -> str:
+    """Where `load(kind, name)` looks: `built-in`, `entry point of PACKAGE VERSION`, or the `module:Name` itself."""
+    if ":" in name:
+        return name
+    if _is_built_in(kind, canonical(name)):
+        return "built-in"
+    return f"entry point of {_distribution(_entry_point(kind, canonical(name)))}"
+
+
+def canonical(name: str) -> str:
+    """The one spelling of a name: `letter-count` is `letter_count`; `module:Name` stays as it is."""
+    return name if ":" in name else name.strip().replace("-", "_")
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """` did you mean `x`?` with a leading colon, or nothing where no choice is near."""
+    close = difflib.get_close_matches(word.lower(), list(choices), n=2, cutoff=0.6)
+    return f": did you mean {' or '.join(f'`{choice}`' for choice in close)}?" if close else "."
+
+
+def _built_in_files(kind: Kind) -> dict[str, Path]:
+    package = importlib.import_module(_PACKAGE[kind])
+    files = sorted(path for folder in package.__path__ for path in Path(folder).glob("*.py"))
+    return {path.stem: path for path in files if not path.stem.startswith("_")}
+
+
+def _is_built_in(kind: Kind, name: str) -> bool:
+    return name in _built_in_files(kind)
+
+
+def _summary_of_file(path: Path) -> str:
+    """First docstring line of the plugin's class, else of the module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _names_match(node.name, path.stem)]
+    documentation = next(filter(None, (ast.get_docstring(node) for node in [*classes, tree])), "")
+    return documentation.partition("\n")[0]
+
+
+def _names_match(class_name: str, file_name: str) -> bool:
+    """CamelCase of a file name, whatever its inner capitals: `textworld` has `TextWorld`, `letter_count` `LetterCount`."""
+    return class_name.lower() == file_name.replace("_", "").lower()
+
+
+def _load_built_in(kind: Kind, name: str) -> Any:
+    module = _import(kind, name, f"{_PACKAGE[kind]}.{name}")
+    for attribute, value in vars(module).items():
+        if inspect.isclass(value) and value.__module__ == module.__name__ and _names_match(attribute, name):
+            return value
+    class_name = "".join(word.capitalize() for word in name.split("_"))
+    raise _FAULT[kind](f"the {kind} file {shown_path(str(module.__file__))} has no class `{class_name}`.")
+
+
+def _entry_points(kind: Kind) -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=_ENTRY_POINT_GROUP[kind]))
+
+
+def _distribution(entry_point: importlib.metadata.EntryPoint) -> str:
+    return f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "an unknown package"
+
+
+def _entry_point(kind: Kind, name: str) -> importlib.metadata.EntryPoint:
+    found = {point.value: point for point in _entry_points(kind) if canonical(point.name) == name}
+    if not found:
+        raise _FAULT[kind](_unknown(kind, name))
+    if len(found) > 1:
+        claims = ", ".join(f"`{value}` of {_distribution(point)}" for value, point in sorted(found.items()))
+        raise _FAULT[kind](f"several packages offer the {kind} `{name}`: name the one you want, {claims}.")
+    return next(iter(found.values()))
+
+
+def _load_entry_point(kind: Kind, name: str) -> Any:
+    entry_point = _entry_point(kind, name)
+    module = _import(kind, name, entry_point.module)
+    return _attribute(kind, name, module, entry_point.attr)
+
+
+def _warn_of_hidden_entry_points(kind: Kind, name: str) -> None:
+    for entry_point in _entry_points(kind):
+        if canonical(entry_point.name) == name:
+            warnings.warn(
+                f"{_distribution(entry_point)} offers a {kind} `{name}`, which is also the name of a built-in one: "
+                f"the built-in one is used; for the other write `{entry_point.value}`.",
+                stacklevel=3,
+            )
+
+
+def _unknown(kind: Kind, name: str) -> str:
+    known = available(kind)
+    message = f"no {kind} is named `{name}`{nearest(name, known)} Known: {', '.join(known) or 'none'}."
+    if name.isidentifier() and Path(f"{name}.py").is_file():
+        return f"{message} For a function or class of your own {name}.py write `{name}:Name`."
+    return f"{message} One of your own is named `module:Name`."
+
+
+def _load_reference(kind: Kind, name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    if not attribute or not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
+        stem = module_name.removesuffix(".py").replace(os.sep, ".").strip(".")
+        raise _FAULT[kind](
+            f"`{name}` is no `module:Name`: write the module as Python imports it and the class or function in it, "
+            f"as in `{stem or 'my_plugins'}:{attribute or 'Name'}`."
+        )
+    return _attribute(kind, name, _import(kind, name, module_name), attribute)
+
+
+def _import(kind: Kind, name: str, module_name: str) -> ModuleType:
+    """Imports a plugin's module; the working directory comes first, as it does for `python -m`."""
+    working_directory = os.getcwd()
+    if working_directory not in sys.path and "" not in sys.path:
+        sys.path.insert(0, working_directory)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            modules = [path.stem for path in Path.cwd().glob("*.py")]
+            raise _FAULT[kind](
+                f"the {kind} `{name}` needs a module `{missing}`, which is neither in the working directory "
+                f"({working_directory}) nor installed{nearest(missing, modules)}"
+            ) from error
+        raise _import_failed(kind, name, error) from error
+    except (Exception, SystemExit) as error:
+        raise _import_failed(kind, name, error) from error
+
+
+def _import_failed(kind: Kind, name: str, error: BaseException) -> UserError:
+    if isinstance(error, SyntaxError) and error.filename:
+        where, what = f"{shown_path(error.filename)}:{error.lineno}", error.msg
+    else:
+        where, what = location_of(error) or "an unknown place", str(error)
+    return _FAULT[kind](f"the {kind} `{name}` cannot be imported: {where}: {type(error).__name__}: {what}")
+
+
+def _attribute(kind: Kind, name: str, module: ModuleType, path: str) -> Any:
+    found: Any = module
+    for part in path.split("."):
+        if not hasattr(found, part):
+            choices = {key.lower(): key for key, value in vars(found).items() if callable(value) and key[0] != "_"}
+            close = difflib.get_close_matches(part.lower(), choices, n=1)
+            suggestion = f": did you mean `{choices[close[0]]}`?" if close else "."
+            where = shown_path(module.__file__) if module.__file__ else module.__name__
+            raise _FAULT[kind](f"the {kind} `{name}`: {where} has no `{part}`{suggestion}")
+        found = getattr(found, part)
+    return found
+
+
+def _checked(kind: Kind, name: str, plugin: Any) -> Any:
+    """`plugin` if it can be one of its kind, judged without calling it."""
+    if inspect.isclass(plugin):
+        methods = {method for base in plugin.__mro__ for method in vars(base)}
+        missing = [method for method in _METHODS[kind] if method not in methods]
+        if missing:
+            raise _FAULT[kind](f"the {kind} `{name}` is a class without `{'` and `'.join(missing)}`.")
+    elif not (kind == "reward" and callable(plugin) and hasattr(plugin, "__name__")):
+        kinds = "a class or a function" if kind == "reward" else "a class"
+        raise _FAULT[kind](f"the {kind} `{name}` is {plugin!r}: it has to be {kinds}.")
+    return plugin

@@ -1,0 +1,132 @@
+"""Causal language models as policies: finding, loading and checking them, and scoring token sequences with them.
+
+A model is whatever `from_pretrained` takes (a local folder or a hub name), or `tiny-stories`, which is shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from rayrlhf.config import ModelConfig
+from rayrlhf.errors import ModelError
+from rayrlhf.losses import selected_logprobs
+from rayrlhf.types import FloatArray, IntArray
+
+ASSETS = Path(__file__).parent / "assets"
+
+transformers_logging.disable_progress_bar()
+
+
+def resolve_model(path: str) -> str:
+    """The folder of a shipped model, the absolute path of a local folder, or a hub name as it is.
+
+    Raises ModelError for a path that looks local and is no model folder.
+    """
+    shipped = ASSETS / path
+    if "/" not in path and shipped.is_dir() and not Path(path).exists():
+        return str(shipped)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model {path}: the folder has no config.json, so it is no saved model")
+        return str(folder.resolve())
+    if folder.exists():
+        raise ModelError(f"model {path}: this is a file; give the folder that holds config.json and model.safetensors")
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ModelError(f"model {path}: no such folder")
+    return path
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the left (SPEC X-3). Raises ModelError."""
+    path = resolve_model(config.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"model {config.path}: its tokenizer does not load: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model {config.path}: its tokenizer has no end-of-sequence token, so no answer would ever end")
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_policy(config: ModelConfig, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    """The causal language model in evaluation mode: dropout is off in every part of a run (SPEC ALLIT-2).
+
+    Raises ModelError where it does not load, lacks weights, or is no causal language model.
+    """
+    path = resolve_model(config.path)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=config.trust_remote_code, output_loading_info=True
+        )
+    except Exception as error:
+        raise ModelError(f"model {config.path} does not load: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(f"model {config.path} lacks weights and would start at random: {', '.join(missing[:5])}")
+    return model.to(device).eval()
+
+
+def context_length(config: ModelConfig) -> int:
+    """The most tokens the model takes, prompt and response together. Raises ModelError where its config does not say."""
+    try:
+        loaded = AutoConfig.from_pretrained(resolve_model(config.path), trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"model {config.path}: its config.json does not load: {_first_line(error)}") from error
+    length = getattr(loaded.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(length, int) or length < 2:
+        raise ModelError(f"model {config.path}: its config.json names no max_position_embeddings")
+    return length
+
+
+def check_vocabulary(config: ModelConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError where the tokenizer can give ids that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    if len(tokenizer) > rows:
+        raise ModelError(f"model {config.path}: its tokenizer has {len(tokenizer)} tokens, its embedding only {rows}")
+
+
+@torch.inference_mode()
+def score_tokens(
+    model: nn.Module,
+    sequences: Sequence[IntArray],
+    starts: Sequence[int],
+    temperature: float,
+    tokens_per_batch: int = 8192,
+) -> list[FloatArray]:
+    """Log-probabilities in nats of each sequence's tokens [start:], given all before them, at the temperature.
+
+    sequences: [L_i] ids each; starts: >= 1 each; returns [L_i - start_i] each (SPEC X-1: logits at t predict t + 1).
+    Padding is on the right, where a causal model does not see it from real positions; batches follow the length.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
+    results: list[FloatArray] = [np.zeros(0, np.float32)] * len(sequences)
+    while order:
+        rows = max(1, tokens_per_batch // len(sequences[order[-1]]))
+        batch, order = order[-rows:], order[:-rows]
+        ids = torch.zeros(len(batch), len(sequences[batch[-1]]), dtype=torch.long)
+        for row, i in enumerate(batch):
+            ids[row, : len(sequences[i])] = torch.from_numpy(sequences[i])
+        ids = ids.to(device)
+        first = min(starts[i] for i in batch)  # logits before it are never looked at
+        keep = ids.shape[1] - first + 1
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+        logprobs = selected_logprobs(logits, ids[:, first:], temperature).float().cpu().numpy()
+        for row, i in enumerate(batch):
+            results[i] = logprobs[row, starts[i] - first : len(sequences[i]) - first].copy()
+    return results
+
+
+def _first_line(error: Any) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

@@ -1,0 +1,288 @@
+"""The folder of one run: where its files lie, who may write it, and whether it may be made or continued.
+
+<storage_path>/<name>/config.yaml      the resolved config
+                     /metrics.jsonl    one object an iteration (metrics.py)
+                     /samples.jsonl    one object an episode (metrics.py)
+                     /tensorboard/     the same curves as events
+                     /checkpoints/     (checkpoint.py)
+                     /sessions.jsonl   one object a start or resume: when, and which versions of what
+                     /summary.json, /report.html (summary.py, report.py)
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from rayrlhf.config import RunConfig
+from rayrlhf.durable import replace_file, sync_folder
+from rayrlhf.errors import RunFolderError
+
+MAY_CHANGE_ON_RESUME = (
+    "name",  # the folder may have been renamed
+    "storage_path",
+    "iterations",
+    "reward_timeout_s",
+    "rollout.workers",  # results do not depend on it
+    "rollout.timeout_s",
+    "rollout.max_retries",
+    "rollout.cpus_per_worker",
+    "rollout.gpus_per_worker",
+    "learner.tokens_per_micro_batch",
+    "learner.max_logprob_gap",
+    "learner.max_mean_logprob_gap_bf16",
+    "learner.timeout_s",
+    "learner.max_rebuilds",
+    "learner.cpus_per_rank",
+    "learner.gpus_per_rank",
+    "checkpoint",
+)
+"""Settings, and sections of them, that a resumed run may have otherwise than before; any other makes it another run."""
+
+_VERSIONS_OF = ("rayrlhf", "torch", "ray", "deepspeed", "lightning", "pytorch-lightning", "transformers", "numpy")
+
+
+class RunFolder:
+    """Where the files of a run lie; made by `create`, `resume` (both hold the run's lock) or `open` (for readers).
+
+    The lock lasts until `close`, the end of `with`, or the death of the process; a child process does not inherit it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, config: RunConfig, config_yaml: str) -> RunFolder:
+        """Makes the folder of a new run, whole or not at all. config_yaml: the resolved config, kept as `config.yaml`.
+
+        Raises RunFolderError where the name is taken or the storage path cannot be written.
+        """
+        if _parse_config(config_yaml, "config_yaml") != config:
+            raise ValueError("config_yaml is not the YAML of config")  # the run could not be resumed later
+        path = _path_of(config)
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        folder = cls(aside)
+        try:
+            aside.mkdir(parents=True)
+            replace_file(folder.config, config_yaml.encode())
+            folder._take_lock()
+            os.rename(aside, path)  # fails on a folder that holds anything
+            sync_folder(path.parent)
+        except OSError as error:
+            folder.close()
+            shutil.rmtree(aside, ignore_errors=True)
+            if os.path.lexists(path):
+                raise RunFolderError(
+                    f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
+                    "or give this one another name with name=..."
+                ) from None
+            raise RunFolderError(
+                f"the run's folder cannot be made in storage_path {config.storage_path!r}: {error.strerror}; "
+                "give a folder that you may write with storage_path=..."
+            ) from error
+        folder.path = path
+        folder._record_session("start")
+        return folder
+
+    @classmethod
+    def resume(cls, config: RunConfig, config_yaml: str) -> RunFolder:
+        """Takes the folder of an earlier run to continue it, and puts `config_yaml` in the place of its config.
+
+        Raises RunFolderError where there is no such run, another process writes it, or a setting differs that is not
+        in `MAY_CHANGE_ON_RESUME`; the message names each.
+        """
+        folder = cls(_path_of(config))
+        if not folder.config.is_file():
+            raise RunFolderError(
+                f"there is no run {config.name!r} in storage_path {config.storage_path!r} to resume: "
+                "start it without --resume, or give the name it has with name=..."
+            )
+        folder._take_lock()
+        try:
+            differences = _differences(folder.read_config(), config)
+            if differences:
+                raise RunFolderError(
+                    f"the run {config.name!r} cannot be resumed with other settings than it was started with:\n  "
+                    + "\n  ".join(differences)
+                    + "\ngive it the old ones, or start a run of another name with name=..."
+                )
+            replace_file(folder.config, config_yaml.encode())
+            folder._record_session("resume")
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The run at `path`, to read: no lock is taken. Raises RunFolderError where there is none."""
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise RunFolderError(f"{path} is no run's folder: it holds no config.yaml")
+        return folder
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def sessions(self) -> Path:
+        return self.path / "sessions.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def read_config(self) -> RunConfig:
+        """The config the run was started, or last resumed, with."""
+        return _parse_config(self.config.read_text(), str(self.config))
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _take_lock(self) -> None:
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # POSIX record lock: held by this process alone (`flock` would live on in a forked child), NFS included
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise RunFolderError(
+                    f"the run {self.name!r} ({self.path}) is being written by {holder or 'another process'}: "
+                    "wait for it or stop it, or give this run another name with name=..."
+                ) from None
+            raise RunFolderError(
+                f"{self.path}: this file system keeps no locks ({error.strerror}), so two runs could write over each "
+                "other; give a folder on another one with storage_path=..."
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        self._lock = descriptor
+
+    def _record_session(self, event: str) -> None:
+        session = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **installed_versions()}
+        with open(self.sessions, "ab") as file:
+            file.write(json.dumps(session).encode() + b"\n")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python, the system and the libraries that a run's numbers depend on."""
+    versions = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for package in _VERSIONS_OF:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_probe(storage_path: Path) -> str:
+    """Leaves a small file in a folder and returns its token, for `has_probe` on other nodes and `remove_probe` then."""
+    token = uuid.uuid4().hex
+    try:
+        storage_path.mkdir(parents=True, exist_ok=True)
+        replace_file(storage_path / f".probe-{token}", token.encode())
+    except OSError as error:
+        raise RunFolderError(f"storage_path {str(storage_path)!r} cannot be written: {error.strerror}") from error
+    return token
+
+
+def has_probe(storage_path: Path, token: str) -> bool:
+    """Whether the folder of that path, on the machine where this is called, is the one `write_probe` wrote to."""
+    try:
+        return (storage_path / f".probe-{token}").read_text() == token
+    except OSError:
+        return False
+
+
+def remove_probe(storage_path: Path, token: str) -> None:
+    (storage_path / f".probe-{token}").unlink(missing_ok=True)
+
+
+def _path_of(config: RunConfig) -> Path:
+    return Path(config.storage_path).expanduser().absolute() / config.name
+
+
+def _parse_config(text: str, source: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(text)))
+    except (YAMLError, ValidationError) as error:
+        raise RunFolderError(f"{source} is damaged or was written by another version of RayRLHF: {error}") from None
+
+
+def _differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """A line for each setting that differs and may not."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    return [
+        f"{name}: {json.dumps(old[name]) if name in old else 'absent'} then, "
+        f"{json.dumps(new[name]) if name in new else 'absent'} now"
+        for name in sorted(old.keys() | new.keys())
+        if (name not in old or name not in new or old[name] != new[name]) and not _may_change(name)
+    ]
+
+
+def _may_change(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE_ON_RESUME)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    if isinstance(value, Mapping):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {name: value}
+    return {leaf: v for key, item in items for leaf, v in _flat(item, f"{name}.{key}" if name else key).items()}

@@ -1,0 +1,386 @@
+"""The training loop, and the composition root that builds its parts from a config.
+
+`Trainer.step` is one iteration of reinforcement learning: publish weights, play, score, estimate advantages, update,
+record. Everything it needs is handed in; `train` is the one place that reads the whole config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+import numpy as np
+
+from rayrlhf import plugins
+from rayrlhf.algorithms import build_algorithm
+from rayrlhf.checkpoint import CheckpointStore
+from rayrlhf.cluster import Died, check_resources, check_shared_storage, ray_session
+from rayrlhf.config import RunConfig
+from rayrlhf.config_loading import dump_config
+from rayrlhf.errors import ConfigError, LearnerError, UserError
+from rayrlhf.interfaces import Algorithm
+from rayrlhf.kl import turn_kl
+from rayrlhf.learner_group import LearnerGroup, LearnerSettings
+from rayrlhf.metrics import MetricsLog, Progress, SampleRecord
+from rayrlhf.policy import context_length, load_tokenizer
+from rayrlhf.prompts import Prompts, load_prompts
+from rayrlhf.report import RunSummary, summarise, write_report
+from rayrlhf.reward_process import RewardProcess
+from rayrlhf.rollout import deal_specs, rollout_metrics
+from rayrlhf.run_folder import RunFolder
+from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.text_statistics import text_metrics
+from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory
+from rayrlhf.worker import PlayedBatch, RolloutPool, WorkerSettings
+
+BASELINE = -1  # the iteration number of the untrained model's episodes
+BASELINE_BATCH = 20  # of them are decoded together
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long the run is, and what one iteration plays."""
+
+    seed: int
+    iterations: int
+    groups: int
+    group_size: int
+    groups_per_batch: int
+    baseline_episodes: int
+    checkpoint_every: int
+
+    def episodes(self, iteration: int) -> list[list[EpisodeSpec]]:
+        """The batches of one iteration; of the baseline each episode is a group of its own."""
+        if iteration == BASELINE:
+            return deal_specs(self.seed, BASELINE, self.baseline_episodes, 1, BASELINE_BATCH)
+        return deal_specs(self.seed, iteration, self.groups, self.group_size, self.groups_per_batch)
+
+    def checkpoint_due(self, done: int) -> bool:
+        return done % self.checkpoint_every == 0 or done == self.iterations
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Wall time of an iteration's parts, in seconds, under time/ names."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + time.perf_counter() - start
+
+
+class Trainer:
+    """Collects, scores, updates and records, iteration by iteration, until the schedule is done."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        rollouts: RolloutPool,
+        rewards: RewardProcess,
+        algorithm: Algorithm,
+        learner: LearnerGroup,
+        log: MetricsLog,
+        checkpoints: CheckpointStore,
+        progress: Progress,
+        max_logprob_gap: float,
+    ):
+        self.schedule = schedule
+        self.rollouts = rollouts
+        self.rewards = rewards
+        self.algorithm = algorithm
+        self.learner = learner
+        self.log = log
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.max_logprob_gap = max_logprob_gap
+        self.saved = 0  # iterations behind the latest checkpoint
+        self.untrained_algorithm = algorithm.state_dict()
+
+    def run(self, resume: bool) -> None:
+        """Runs to the schedule's end. Stopped by a signal or a fault, it leaves a checkpoint of the last whole iteration."""
+        done = self.restore() if resume else 0
+        with Interrupts() as interrupts:
+            try:
+                if done == 0:
+                    self.play_baseline()
+                while done < self.schedule.iterations and not interrupts.asked:
+                    try:
+                        self.step(done)
+                        done += 1
+                        if self.schedule.checkpoint_due(done):
+                            self.save(done)
+                    except Died as reason:
+                        self.progress.message(f"a learner rank died in iteration {done}: {reason}; rebuilding")
+                        self.learner.rebuild(reason)
+                        done = self.restore()
+            except UserError:
+                self.save_if_whole(done)
+                raise
+            if interrupts.asked:
+                self.save_if_whole(done)
+                raise KeyboardInterrupt(f"stopped after iteration {done}; go on with --resume")
+
+    def step(self, iteration: int) -> None:
+        """One iteration."""
+        watch = Stopwatch()
+        with watch("iteration"):
+            with watch("sync"):
+                weights = self.learner.publish()
+            with watch("rollout"):
+                played = self.rollouts.play(self.schedule.episodes(iteration), weights)
+                trajectories = [trajectory for batch in played for trajectory in batch.trajectories]
+                check_versions(trajectories, weights.version)
+            with watch("reward"):
+                scores = self.rewards.score(trajectories)
+            with watch("advantage"):
+                sequences, objective = self.algorithm.prepare(trajectories, scores)
+            with watch("update"):
+                report = self.learner.update(sequences, iteration)
+            with watch("record"):
+                self.record_samples(iteration, trajectories, scores)
+                texts = episode_metrics(trajectories, scores)
+        times = {**watch.seconds, **worker_times(played, watch.seconds["time/rollout"], len(self.rollouts.actors))}
+        metrics = {**objective, **texts, **report.metrics, **times}
+        self.log.append(iteration, metrics)
+        self.progress.update(iteration, metrics)
+
+    def play_baseline(self) -> None:
+        """Plays the untrained model's episodes: what rewards and diversity are held against."""
+        batches = self.schedule.episodes(BASELINE)
+        if not batches:
+            return
+        played = self.rollouts.play(batches, self.learner.publish())
+        trajectories = [trajectory for batch in played for trajectory in batch.trajectories]
+        check_reference(trajectories, self.max_logprob_gap)
+        self.record_samples(BASELINE, trajectories, self.rewards.score(trajectories))
+
+    def record_samples(
+        self, iteration: int, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
+    ) -> None:
+        self.log.append_samples([sample_record(iteration, *pair) for pair in zip(trajectories, scores)])
+
+    def save(self, done: int) -> None:
+        """Checkpoint after `done` iterations."""
+        self.log.sync()
+        partial = self.checkpoints.begin(done)
+        self.learner.save(partial / "model", partial / "trainer")
+        self.checkpoints.commit(partial, done, {"algorithm": self.algorithm.state_dict()})
+        self.saved = done
+
+    def save_if_whole(self, done: int) -> None:
+        """Checkpoint where the learner stands at the end of an iteration that no checkpoint holds yet."""
+        if self.learner.version == done > self.saved:
+            with contextlib.suppress(Died):
+                self.save(done)
+
+    def restore(self) -> int:
+        """Goes back to the latest checkpoint, or to the start where there is none; returns the iterations done."""
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            self.algorithm.load_state_dict(self.untrained_algorithm)
+            self.log.truncate(BASELINE)
+            return 0
+        self.learner.load(checkpoint.trainer)
+        self.algorithm.load_state_dict(checkpoint.state["algorithm"])
+        self.log.truncate(checkpoint.iteration)
+        self.saved = checkpoint.iteration
+        return checkpoint.iteration
+
+
+class Interrupts:
+    """SIGINT and SIGTERM ask the run to stop after the iteration under way; a second one stops it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interrupts:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt(f"stopped at once by a second {signal.Signals(number).name}")
+        self.asked = True
+
+
+def check_versions(trajectories: Sequence[Trajectory], version: int) -> None:
+    """Raises LearnerError where an episode was sampled with other weights than the ones published."""
+    for trajectory in trajectories:
+        if trajectory.weights_version != version:
+            raise LearnerError(
+                f"episode {trajectory.index} was sampled with weights of version {trajectory.weights_version}, "
+                f"not with version {version} that was published"
+            )
+
+
+def check_reference(trajectories: Sequence[Trajectory], tolerance: float) -> None:
+    """Before the first update policy and reference are one: raises LearnerError where their KL is not 0 (SPEC X-5)."""
+    gaps = np.concatenate([np.abs(turn_kl(turn, False)) for t in trajectories for turn in t.turns])
+    if len(gaps) and float(gaps.mean()) > tolerance:
+        raise LearnerError(
+            f"the untrained policy and its reference differ by {gaps.mean():.2g} nats a token (limit {tolerance:g}): "
+            "sampler and scorer disagree about this model"
+        )
+
+
+def episode_metrics(trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> dict[str, float]:
+    """reward/*, rollout/* and text/* metrics of one iteration."""
+    parts = {f"reward/{name}": float(np.mean([score.parts[name] for score in scores])) for name in scores[0].parts}
+    lengths = [trajectory.response_tokens for trajectory in trajectories]
+    texts = text_metrics([trajectory.text for trajectory in trajectories], lengths)
+    return {**parts, **rollout_metrics(trajectories), **texts}
+
+
+def worker_times(played: Sequence[PlayedBatch], wall: float, workers: int) -> dict[str, float]:
+    """Where the workers' time went, in seconds a worker: they waited for whatever of `wall` is not in the parts."""
+    load = sum(batch.load_seconds for batch in played) / workers
+    sampling = sum(batch.sampling_seconds for batch in played) / workers
+    reference = sum(batch.reference_seconds for batch in played) / workers
+    return {
+        "time/worker_load": load,
+        "time/worker_sampling": sampling,
+        "time/worker_reference": reference,
+        "time/worker_waiting": wall - load - sampling - reference,
+    }
+
+
+def sample_record(iteration: int, trajectory: Trajectory, score: EpisodeScore) -> SampleRecord:
+    """The line of `samples.jsonl` for one episode."""
+    kl = float(sum(turn_kl(turn, False).sum(dtype=np.float64) for turn in trajectory.turns))
+    return SampleRecord(
+        iteration=iteration,
+        index=trajectory.index,
+        group=trajectory.group,
+        prompt=trajectory.turns[0].observation,
+        response=trajectory.text[len(trajectory.turns[0].observation) :],
+        score=float(score.total.sum(dtype=np.float64)),
+        parts=dict(score.parts),
+        kl=kl,
+        logprob_sum=float(sum(turn.logprobs.sum(dtype=np.float64) for turn in trajectory.turns)),
+        reference_logprob_sum=float(sum(turn.reference_logprobs.sum(dtype=np.float64) for turn in trajectory.turns)),
+        length=trajectory.response_tokens,
+        finish=trajectory.turns[-1].finish,
+        weights_version=trajectory.weights_version,
+    )
+
+
+def train(config: RunConfig, resume: bool = False) -> RunSummary:
+    """Runs one training run from its config to its report; every fault of the user's is a UserError before it starts."""
+    tokenizer = load_tokenizer(config.model)
+    prompts = load_prompts(
+        config.environment.prompts, tokenizer, context_length(config.model), config.rollout.max_new_tokens
+    )
+    plugins.load("environment", config.environment.name)
+    algorithm = build_algorithm(config.algorithm)
+    schedule = make_schedule(config)
+    with contextlib.ExitStack() as stack:
+        rewards = stack.enter_context(RewardProcess(config.reward, config.reward_timeout_s))
+        opened = RunFolder.resume(config) if resume else RunFolder.create(config, dump_config(config))
+        folder = stack.enter_context(opened)
+        progress = stack.enter_context(Progress(config.iterations))
+        announce(progress, config, prompts, folder)
+        stack.enter_context(ray_session(config))
+        check_resources(config)
+        check_shared_storage(folder.write_probe())
+        learner = LearnerGroup(learner_settings(config, algorithm.loss))
+        stack.callback(learner.close)
+        rollouts = RolloutPool(worker_settings(config, prompts), config.rollout)
+        stack.callback(rollouts.close)
+        learner.start()
+        rollouts.ready()
+        log = stack.enter_context(MetricsLog(folder.path))
+        checkpoints = CheckpointStore(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_trainer_state)
+        gap = config.learner.max_logprob_gap if precision_of(config) == "fp32" else config.learner.max_mean_logprob_gap_bf16
+        Trainer(schedule, rollouts, rewards, algorithm, learner, log, checkpoints, progress, gap).run(resume)
+        summary = summarise(folder.path)
+        write_report(folder.path)
+        progress.message(f"report: {folder.report}")
+    return summary
+
+
+def make_schedule(config: RunConfig) -> Schedule:
+    rollout = config.rollout
+    return Schedule(
+        seed=config.seed,
+        iterations=config.iterations,
+        groups=rollout.groups_per_iteration,
+        group_size=rollout.group_size,
+        groups_per_batch=rollout.groups_per_batch,
+        baseline_episodes=config.baseline_episodes,
+        checkpoint_every=config.checkpoint.every,
+    )
+
+
+def worker_settings(config: RunConfig, prompts: Prompts) -> WorkerSettings:
+    rollout = config.rollout
+    return WorkerSettings(
+        model=config.model,
+        environment=config.environment.name,
+        prompts=prompts.items,
+        sampling=SamplingSettings(
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            score_prompt=config.algorithm.include_prompt,
+        ),
+        device=device_of(config, rollout.gpus_per_worker),
+        dtype="bfloat16" if precision_of(config) == "bf16" else "float32",
+        threads=max(1, math.floor(rollout.cpus_per_worker)),
+    )
+
+
+def learner_settings(config: RunConfig, loss: object) -> LearnerSettings:
+    return LearnerSettings(
+        model=config.model,
+        loss=loss,
+        optimizer=config.optimizer,
+        learner=config.learner.model_copy(update={"precision": precision_of(config)}),
+        temperature=config.rollout.temperature,
+        iterations=config.iterations,
+        device=device_of(config, config.learner.gpus_per_rank),
+    )
+
+
+def device_of(config: RunConfig, gpus: float) -> str:
+    """Where an actor with so many GPUs computes. Raises ConfigError for `device: cuda` without any."""
+    if config.device == "cuda" and not gpus:
+        raise ConfigError("device: cuda needs rollout.gpus_per_worker and learner.gpus_per_rank above 0")
+    return "cuda" if gpus and config.device != "cpu" else "cpu"
+
+
+def precision_of(config: RunConfig) -> str:
+    """fp32 or bf16: `auto` is bf16 where the learner has GPUs."""
+    if config.learner.precision != "auto":
+        return config.learner.precision
+    return "bf16" if device_of(config, config.learner.gpus_per_rank) == "cuda" else "fp32"
+
+
+def announce(progress: Progress, config: RunConfig, prompts: Prompts, folder: RunFolder) -> None:
+    """Says at the start what is run and what was done to the prompts, and warns of what skews the numbers."""
+    rewards = " + ".join(part.name for part in config.reward)
+    progress.message(
+        f"{config.algorithm.name} on {rewards}, model {config.model.path}, {len(prompts.items)} prompts from "
+        f"{prompts.source} ({prompts.dropped} dropped, {prompts.cut} cut), run folder {folder.path}"
+    )
+    if config.rollout.top_k is not None or config.rollout.top_p not in (None, 1.0):
+        progress.message(
+            "warning: rollout.top_k / rollout.top_p sample from a truncated distribution, while the loss and the KL "
+            "are those of the full one at this temperature; both log-probabilities are kept (SPEC X-5)"
+        )
+
+

@@ -1,0 +1,209 @@
+"""Rollout workers: `RolloutWorker` plays batches of episodes in one process; `RolloutPool` runs many as Ray actors.
+
+A call to a worker is self-contained (weights, their version, episode specs), so a batch lost with a dead or late
+worker is redone whole by any other and gives the same episodes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+
+from rayrlhf import plugins
+from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill, own_error
+from rayrlhf.config import ModelConfig, RolloutConfig
+from rayrlhf.errors import RolloutError
+from rayrlhf.policy import check_vocabulary, load_policy, load_tokenizer
+from rayrlhf.prompts import Prompt
+from rayrlhf.rollout import Codec, play_episodes, with_reference
+from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
+from rayrlhf.types import EpisodeSpec, IntArray, Trajectory, Weights
+from rayrlhf.weights import load_into
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What every rollout worker of a run is built from."""
+
+    model: ModelConfig
+    environment: str  # name of the environment
+    prompts: tuple[Prompt, ...]  # with their token ids: no prompt is tokenised twice
+    sampling: SamplingSettings
+    device: str  # cpu or cuda
+    dtype: str  # float32 or bfloat16
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedBatch:
+    """What a worker gives back for one batch, and where its time went."""
+
+    trajectories: list[Trajectory]
+    load_seconds: float  # fetching, checking and copying weights; 0 where the worker had them
+    sampling_seconds: float
+    reference_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """Weights in the object store. The reference stays inside a tuple so that Ray does not fetch it for the callee."""
+
+    ref: tuple[ray.ObjectRef]
+    version: int
+
+
+class RolloutWorker:
+    """A policy replica, the frozen reference, and environments, in one process; knows nothing of Ray."""
+
+    def __init__(self, settings: WorkerSettings):
+        torch.set_num_threads(settings.threads)
+        self.settings = settings
+        dtype = getattr(torch, settings.dtype)
+        self.tokenizer = load_tokenizer(settings.model)
+        self.policy = load_policy(settings.model, dtype, settings.device)
+        check_vocabulary(settings.model, self.policy, self.tokenizer)
+        self.reference = load_policy(settings.model, dtype, settings.device)
+        self.version = 0  # the policy as loaded is what the learner starts from
+        self.sampler = TransformersSampler(self.policy, self.tokenizer.eos_token_id, settings.sampling)
+        self.codec = make_codec(self.tokenizer, settings.prompts)
+        environment = plugins.load("environment", settings.environment)
+        self.make_environment = partial(environment, prompts=[prompt.text for prompt in settings.prompts])
+
+    def play(self, specs: Sequence[EpisodeSpec], weights: Weights | None, version: int) -> PlayedBatch:
+        """Plays one batch with the weights of `version`; None means the worker holds that version already."""
+        start = time.perf_counter()
+        if weights is not None:
+            load_into(self.policy, weights)
+            self.version = weights.version
+        if self.version != version:
+            raise RolloutError(f"weights of version {version} were due, the rollout worker has version {self.version}")
+        loaded = time.perf_counter()
+        trajectories = play_episodes(specs, self.make_environment, self.sampler, self.codec, version)
+        sampled = time.perf_counter()
+        trajectories = with_reference(trajectories, self.reference, self.settings.sampling.temperature)
+        return PlayedBatch(trajectories, loaded - start, sampled - loaded, time.perf_counter() - sampled)
+
+
+@ray.remote
+class RolloutActor:
+    """The Ray actor around a `RolloutWorker`."""
+
+    def __init__(self, settings: WorkerSettings):
+        self.worker = RolloutWorker(settings)
+
+    def ready(self) -> str:
+        """Answers once the models are loaded, with the node's id."""
+        return ray.get_runtime_context().get_node_id()
+
+    def play(self, specs: Sequence[EpisodeSpec], weights: PublishedWeights) -> PlayedBatch:
+        fetched = None
+        if weights.version != self.worker.version:
+            fetched = ray.get(weights.ref[0], timeout=START_TIMEOUT_S)
+        return self.worker.play(specs, fetched, weights.version)
+
+
+@dataclass(slots=True)
+class Task:
+    """One batch under way on one worker."""
+
+    batch: int
+    worker: int
+    deadline: float  # of time.monotonic()
+
+
+class RolloutPool:
+    """Rollout actors that share out the batches of an iteration."""
+
+    def __init__(self, settings: WorkerSettings, config: RolloutConfig):
+        self.config = config
+        self._settings = ray.put(settings)
+        self.actors = [self._start() for _ in range(config.workers)]
+        self.deaths = 0  # workers replaced since the start
+
+    def ready(self) -> list[str]:
+        """Waits until all workers have loaded their models; returns the ids of their nodes."""
+        try:
+            return get([actor.ready.remote() for actor in self.actors], START_TIMEOUT_S)
+        except Died as error:
+            raise RolloutError(f"a rollout worker did not start: {error}") from error
+
+    def play(self, batches: Sequence[Sequence[EpisodeSpec]], weights: PublishedWeights) -> list[PlayedBatch]:
+        """Plays all batches, in order of their position, whichever worker plays which and however often.
+
+        Raises RolloutError when one batch was lost `max_retries` + 1 times; an error of an environment as it is.
+        """
+        results: list[PlayedBatch | None] = [None] * len(batches)
+        waiting, idle = deque(range(len(batches))), deque(range(len(self.actors)))
+        lost = [0] * len(batches)
+        running: dict[ray.ObjectRef, Task] = {}
+        while waiting or running:
+            while waiting and idle:
+                task = Task(waiting.popleft(), idle.popleft(), time.monotonic() + self.config.timeout_s)
+                running[self.actors[task.worker].play.remote(batches[task.batch], weights)] = task
+            next_deadline = min(task.deadline for task in running.values())
+            done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, next_deadline - time.monotonic()))
+            late = [ref for ref, task in running.items() if task.deadline <= time.monotonic() and ref not in done]
+            for ref in [*done, *late]:
+                task = running.pop(ref)
+                try:
+                    results[task.batch] = self._result(ref) if ref in done else self._give_up()
+                except Died as reason:
+                    lost[task.batch] += 1
+                    self._replace(task.worker)
+                    if lost[task.batch] > self.config.max_retries:
+                        raise RolloutError(
+                            f"batch {task.batch} was lost {lost[task.batch]} times with its rollout worker, last: {reason}"
+                        ) from reason
+                    waiting.appendleft(task.batch)
+                idle.append(task.worker)
+        return [result for result in results if result is not None]
+
+    def close(self) -> None:
+        kill(self.actors)
+
+    def _start(self) -> ray.actor.ActorHandle:
+        return RolloutActor.options(  # type: ignore[attr-defined]
+            num_cpus=self.config.cpus_per_worker,
+            num_gpus=self.config.gpus_per_worker,
+            scheduling_strategy="SPREAD",
+            runtime_env=actor_environment(self.config.cpus_per_worker),
+        ).remote(self._settings)
+
+    def _replace(self, worker: int) -> None:
+        kill([self.actors[worker]])
+        self.actors[worker] = self._start()
+        self.deaths += 1
+
+    def _result(self, ref: ray.ObjectRef) -> PlayedBatch:
+        try:
+            return ray.get(ref)
+        except RayActorError as error:
+            raise Died(str(error).splitlines()[0]) from error
+        except RayTaskError as error:
+            raise own_error(error) from None
+
+    def _give_up(self) -> PlayedBatch:
+        raise Died(f"no answer within rollout.timeout_s = {self.config.timeout_s:g} s")
+
+
+def make_codec(tokenizer: object, prompts: Sequence[Prompt]) -> Codec:
+    """Known prompts have their ids already; any other observation is tokenised as the tokenizer does by default."""
+    known = {prompt.text: np.asarray(prompt.ids, np.int64) for prompt in prompts}
+
+    def encode(observation: str) -> IntArray:
+        if observation in known:
+            return known[observation]
+        return np.asarray(tokenizer(observation)["input_ids"], np.int64)  # type: ignore[operator]
+
+    def decode(ids: IntArray) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[attr-defined]
+
+    return Codec(encode, decode)
