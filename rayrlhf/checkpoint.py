@@ -171,7 +171,7 @@ class CheckpointStore:
             files = {name: (size, _sha256(partial / name, flush=True)) for name, size in names.items()}
             for folder in (entry for entry in partial.rglob("*") if entry.is_dir()):
                 sync_folder(folder)
-            replace_file(partial / MANIFEST, Manifest(iteration, files).to_json())
+            replace_file(partial / MANIFEST, [Manifest(iteration, files).to_json()])
             self._put_in_place(partial, iteration)
             self._prune()
         except OSError as error:
@@ -236,7 +236,7 @@ class CheckpointStore:
             return
         if manifest.resumable:
             files = {name: file for name, file in manifest.files.items() if not name.startswith(f"{TRAINER}/")}
-            replace_file(path / MANIFEST, Manifest(manifest.iteration, files).to_json())
+            replace_file(path / MANIFEST, [Manifest(manifest.iteration, files).to_json()])
         if (path / TRAINER).exists():
             shutil.rmtree(path / TRAINER)
 

@@ -25,13 +25,11 @@ _ELSEWHERE = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_i
 
 @app.command()
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[SOURCE] [KEY=VALUE]...",
-            help="A recipe's name or a YAML file (default: alliteration), then overrides such as rollout.workers=4.",
-            show_default=False,
-        ),
+    source: Annotated[
+        str | None, typer.Argument(metavar="SOURCE", help="A recipe's name or a YAML file.", show_default="alliteration")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as rollout.workers=4.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config as YAML and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name where it stopped.")] = False,
@@ -39,8 +37,7 @@ def train(
     """Train a policy: `rayrlhf train alliteration algorithm.kl.coef=0.4 name=my-run`."""
     from rayrlhf.config_loading import dump_config, load_config
 
-    source, overrides = split_arguments(arguments or [])
-    config = load_config(source, overrides)
+    config = load_config(*split_arguments([word for word in (source, *(overrides or [])) if word is not None]))
     if dry_run:
         typer.echo(dump_config(config), nl=False)
         return
@@ -57,7 +54,7 @@ def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
     """
     source: str | None = None
     overrides = list(arguments)
-    if overrides and ("=" not in overrides[0] or Path(overrides[0]).is_file()):
+    if overrides and ("=" not in overrides[0] or Path(overrides[0]).exists()):
         source = overrides.pop(0)
     for word in overrides:
         if "=" not in word:

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError, RunFolderError, UserError
+from rayrlhf.run_folder import has_probe, remove_probe, write_probe
 
 LOCAL_OBJECT_STORE_BYTES = 2_000_000_000
 START_TIMEOUT_S = 300.0  # of one actor: a process, its imports, its model
@@ -112,32 +113,29 @@ def check_resources(config: RunConfig) -> None:
 
 
 @ray.remote(num_cpus=0)
-def _sees(path: str) -> bool:
-    """Whether this node sees a file; shared file systems may show it a little late."""
+def _sees(folder: Path, token: str) -> bool:
+    """Whether this node sees what the driver left in a folder; shared file systems may show it a little late."""
     deadline = time.monotonic() + 10
-    while not Path(path).exists():
+    while not has_probe(folder, token):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
     return True
 
 
-def check_shared_storage(probe: Path) -> None:
-    """Raises RunFolderError naming each node of the cluster that does not see the file `probe` of the run's folder."""
+def check_shared_storage(folder: Path) -> None:
+    """Raises RunFolderError naming each node of the cluster that does not see the run's folder."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    answers = get(
-        [
-            _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                str(probe.resolve())
-            )
-            for node in nodes
-        ],
-        timeout_s=120,
-    )
+    token = write_probe(folder)
+    try:
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        answers = get([_sees.options(scheduling_strategy=place).remote(folder, token) for place in places], 120)
+    finally:
+        remove_probe(folder, token)
     blind = [node["NodeManagerAddress"] for node, sees in zip(nodes, answers) if not sees]
     if blind:
         raise RunFolderError(
-            f"nodes {', '.join(blind)} do not see {probe.parent}: set storage_path to a folder that every node shares"
+            f"nodes {', '.join(blind)} do not see {folder}: set storage_path to a folder that every node shares"
         )

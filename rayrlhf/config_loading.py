@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from rayrlhf.config import RunConfig
@@ -71,12 +72,18 @@ def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> Run
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes `null`, which says more than nothing after a key."""
+    """Writes `null`, which says more than nothing after a key, and quotes text with line breaks of any kind."""
+
+    def null(self, value: None) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+    def text(self, value: str) -> ScalarNode:
+        # in single quotes or plain, line breaks such as U+0085 would come back as others
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
 
 
-_Representer.add_representer(
-    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-)
+_Representer.add_representer(type(None), _Representer.null)
+_Representer.add_representer(str, _Representer.text)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -100,7 +107,7 @@ def _locate(source: str) -> tuple[Path, str]:
         inside = path / "config.yaml"
         hint = f"; did you mean {inside}?" if inside.is_file() else "; give a YAML file or a recipe"
         raise ConfigError(f"{source}: is a folder{hint}")
-    if path.is_file():
+    if path.exists():  # a pipe is as good as a file: `rayrlhf train <(make-config)`
         return path, source
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise ConfigError(f"{source}: there is no such file (in {Path.cwd()})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -15,11 +16,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Gives `path` the content `data` at once: a reader, or a crash, finds the old content or the new, never a part."""
+def replace_file(path: Path, parts: Iterable[bytes]) -> None:
+    """Gives `path` the joined parts as its content at once: a reader, or a crash, finds the old content or the new."""
     aside = path.with_name(f".{path.name}.new")
     with open(aside, "wb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

@@ -1,4 +1,4 @@
-"""Where in the user's own code an error comes from: file and line, without the frames of this package and of libraries."""
+"""Where in the user's own code an error comes from: file and line, past the frames of this package and of libraries."""
 
 from __future__ import annotations
 

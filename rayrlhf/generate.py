@@ -11,14 +11,13 @@ from rich.panel import Panel
 from rich.text import Text
 
 from rayrlhf import plugins
-from rayrlhf.checkpoint import CheckpointStore
+from rayrlhf.checkpoint import newest_model
 from rayrlhf.config import ModelConfig, PromptsConfig, RewardPart
-from rayrlhf.errors import CheckpointError
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import load_prompts
-from rayrlhf.rewards_mixture import RewardMixture
+from rayrlhf.reward_mixture import RewardMixture
 from rayrlhf.rollout import deal_specs, play_episodes
-from rayrlhf.run_folder import read_config
+from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.types import EpisodeScore, Trajectory
 from rayrlhf.worker import make_codec
@@ -67,10 +66,8 @@ def find_model(source: str) -> tuple[ModelConfig, PromptsConfig]:
     folder = Path(source)
     if not (folder / "checkpoints").is_dir():
         return ModelConfig(path=source), PromptsConfig()
-    checkpoint = CheckpointStore.newest_model(folder / "checkpoints")
-    if checkpoint is None:
-        raise CheckpointError(f"run {source} has no checkpoint yet: nothing to sample from")
-    return ModelConfig(path=str(checkpoint)), read_config(folder).environment.prompts
+    prompts = RunFolder.open(folder).read_config().environment.prompts
+    return ModelConfig(path=str(newest_model(folder / "checkpoints"))), prompts
 
 
 def show(console: Console, trajectories: list[Trajectory], scores: list[EpisodeScore] | None) -> None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol, SupportsFloat
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rayrlhf.types import EpisodeScore, Generation, IntArray, TrainingSequence, Trajectory
 
 
 class Environment(Protocol):
     """Gymnasium's contract with text for observations and actions (`gymnasium.Env[str, str]` satisfies it)."""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]: ...
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]: ...
 
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
         """Returns observation, reward of this step, terminated, truncated, info."""
@@ -56,6 +61,10 @@ class Algorithm(Protocol):
         self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
     ) -> tuple[list[TrainingSequence], Mapping[str, float]]:
         """Returns one training sequence a turn and metrics under SPEC X-10 names."""
+        ...
+
+    def shaped_rewards(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> NDArray[np.float64]:
+        """What is maximised of each episode, [N]: its score minus its KL penalty (SPEC X-4)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

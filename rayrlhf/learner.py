@@ -89,7 +89,7 @@ class Learner:
         self._device = fabric.device
         policy = load_policy(self._model)
         _count_pad_embedding(policy)
-        self._vocabulary = policy.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+        self._vocabulary = policy.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         self._keeps_logits = "logits_to_keep" in inspect.signature(policy.forward).parameters
         self._policy = Engine(fabric, policy, optimizer)
 
@@ -174,20 +174,17 @@ class Learner:
                 f"the loss is not finite on {bad} of {tokens} scored tokens (sum {loss}); no weight was changed. Check "
                 "the rewards' scale, and that optimizer.lr has not made the policy diverge in the updates before."
             )
-        largest, mean = metrics["learner/logprob_gap_max"], metrics["learner/logprob_gap_mean"]
-        bf16 = self._precision == "bf16-mixed"
-        limit = self._config.max_mean_logprob_gap_bf16 if bf16 else self._config.max_logprob_gap
-        if (mean if bf16 else largest) > limit:
+        gaps = metrics["learner/logprob_gap_max"], metrics["learner/logprob_gap_mean"]
+        if self._precision == "bf16-mixed":
+            gap, limit, option = gaps[1], self._config.max_mean_logprob_gap_bf16, "max_mean_logprob_gap_bf16"
+        else:
+            gap, limit, option = gaps[0], self._config.max_logprob_gap, "max_logprob_gap"
+        if gap > limit:
             raise LearnerError(
-                f"learner and sampler disagree about the log-probabilities of {tokens} scored tokens: at most by "
-                f"{largest:.3g} nats, by {mean:.3g} on the mean, allowed "
-                + (
-                    f"{limit:g} on the mean (learner.max_mean_logprob_gap_bf16)"
-                    if bf16
-                    else f"{limit:g} on any token (learner.max_logprob_gap)"
-                )
-                + "; no weight was changed. Check that both have the same weights version, temperature and model, that "
-                "the behaviour log-probabilities are those of the full vocabulary, and that the sampler's masks are right."
+                f"learner and sampler disagree about the log-probabilities of {tokens} scored tokens: by {gaps[0]:.3g} "
+                f"nats on the worst, by {gaps[1]:.3g} on the mean token; learner.{option} allows {limit:g}. No weight "
+                "was changed. Check that both have the same model, weights version and temperature, that the behaviour "
+                "log-probabilities are those of the full vocabulary, and that each stands at its own token."
             )
 
     def _check_sequences(self, sequences: Sequence[TrainingSequence]) -> None:
@@ -209,10 +206,10 @@ class Learner:
         return Weights(self.version, checksum(arrays), arrays) if self.rank == 0 else None
 
     def save_model(self, folder: Path) -> None:
-        """Writes a `from_pretrained` folder of policy and tokenizer from rank 0; returns on all ranks when it is whole."""
+        """Writes a `from_pretrained` folder of policy and tokenizer; when this returns, on any rank, it is whole."""
         tensors = {name: tensor.cpu().clone() for name, tensor in self._policy.gather() if self.rank == 0}
         if self.rank == 0:
-            self._policy.module.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator, union-attr]
+            self._policy.module.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator]
             load_tokenizer(self._model).save_pretrained(folder)
         dist.barrier()
 
@@ -247,8 +244,8 @@ class Learner:
         ]
         if others:
             raise CheckpointError(
-                f"the learner state in {folder} is sharded for the settings it was written with. {'; '.join(others)}, or "
-                "start a new run from its model folder."
+                f"the learner state in {folder} is sharded for the settings it was written with. {'; '.join(others)}, "
+                "or start a new run from its model folder."
             )
         self._policy.load(folder / "policy")
         _restore_random_state(load_file(folder / f"random-{self.rank}.safetensors"), self._device)

@@ -1,4 +1,4 @@
-"""What a run records as it goes: `metrics.jsonl`, `samples.jsonl` and the same curves for TensorBoard; and their readers.
+"""What a run records as it goes: `metrics.jsonl`, `samples.jsonl`, the same curves for TensorBoard; and the readers.
 
 Both files hold one JSON object a line in ASCII (a lone surrogate in a text survives as its escape), rising iterations,
 and -1 for what was played before the first. A killed process may leave its last line torn: readers pass over it, and
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,7 +20,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from rayrlhf.durable import sync_folder
+from rayrlhf.durable import replace_file
 from rayrlhf.errors import LearnerError, RunFolderError
 from rayrlhf.run_folder import RunFolder
 
@@ -57,52 +58,50 @@ class MetricsLog:
     """Appends to a run's records. A number that is not finite never enters: a run stops when its numbers are wrong."""
 
     def __init__(self, folder: RunFolder) -> None:
+        """Opens the records of a run, made or resumed; what a killed process left torn is removed."""
         self._paths = (folder.metrics, folder.samples)
-        for path in self._paths:
-            _rewrite(path, before=None)
-        self._metrics, self._samples = (_open_append(path) for path in self._paths)
-        self._events = EventFileWriter(str(folder.tensorboard))
+        self._files = [_open_append(path) for path in self._paths]
+        self._events = _open_events(folder.tensorboard)
 
     def record(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Appends one iteration's metrics (SPEC X-10 names); LearnerError names one that is NaN or infinite."""
         row = {name: _finite(name, value, iteration) for name, value in metrics.items()}
-        self._metrics.write(_line({"iteration": iteration, **row}))
+        self._files[0].write(_line({"iteration": iteration, **row}))
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in row.items()])
-        self._events.add_event(Event(wall_time=_now(), step=iteration, summary=summary))
+        self._events.add_event(Event(wall_time=time.time(), step=iteration, summary=summary))
 
     def record_samples(self, records: Iterable[SampleRecord]) -> None:
         """Appends episodes; LearnerError names a number among theirs that is NaN or infinite."""
         lines = []
         for record in records:
             row = asdict(record)
-            numbers = {name: row[name] for name in _NUMBERS if row[name] is not None} | dict(record.parts)
+            numbers = {name: row[name] for name in _SAMPLE_NUMBERS if row[name] is not None} | dict(record.parts)
             for name, value in numbers.items():
                 _finite(f"{name} of episode {record.index}", value, record.iteration)
-            row["parts"] = {name: float(value) for name, value in record.parts.items()}
-            lines.append(_line({name: _plain(value) for name, value in row.items()}))
-        self._samples.write(b"".join(lines))
+            lines.append(_line(row))
+        self._files[1].write(b"".join(lines))
 
     def sync(self) -> None:
         """Puts everything recorded so far on the disk: called before a checkpoint is committed."""
-        for file in (self._metrics, self._samples):
+        for file in self._files:
             os.fsync(file.fileno())
         self._events.flush()
 
     def truncate(self, iteration: int) -> None:
         """Forgets `iteration` and all later ones, in all records: a resumed run writes them again."""
-        for file in (self._metrics, self._samples):
+        for file in self._files:
             file.close()
         for path in self._paths:
-            _rewrite(path, before=iteration)
-        self._metrics, self._samples = (_open_append(path) for path in self._paths)
-        # TensorBoard's own mark of a restart: its readers drop what an earlier file has at this step and later
+            replace_file(path, (line for line, row in _rows(path) if row["iteration"] < iteration))
+        self._files = [_open_append(path) for path in self._paths]
+        # TensorBoard's own mark of a restart: its readers drop what earlier files have at this step and later ones
         restart = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(wall_time=_now(), step=iteration, session_log=restart))
+        self._events.add_event(Event(wall_time=time.time(), step=iteration, session_log=restart))
         self._events.flush()
 
     def close(self) -> None:
-        self._metrics.close()
-        self._samples.close()
+        for file in self._files:
+            file.close()
         self._events.close()
 
     def __enter__(self) -> MetricsLog:
@@ -110,3 +109,105 @@ class MetricsLog:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The metrics of the run at `folder`, a mapping an iteration with `iteration` (an int) among them.
+
+    Empty where nothing was recorded yet. RunFolderError names a damaged line; a torn last one is passed over.
+    """
+    return [row for _, row in _rows(RunFolder(folder).metrics)]
+
+
+def iter_samples(folder: Path) -> Iterator[SampleRecord]:
+    """The episodes of the run at `folder` in recording order, one in memory at a time. Else as `read_metrics`."""
+    path = RunFolder(folder).samples
+    for _, row in _rows(path):
+        try:
+            yield SampleRecord(**{name: row[name] for name in _SAMPLE_FIELDS})
+        except KeyError as error:
+            raise RunFolderError(
+                f"{path}: an episode of iteration {row['iteration']} lacks {error}: another version of RayRLHF wrote it"
+            ) from None
+
+
+def read_samples(folder: Path) -> list[SampleRecord]:
+    """All of `iter_samples`."""
+    return list(iter_samples(folder))
+
+
+def comparable(metrics: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Rows of `read_metrics` without wall times: what a resumed run and an uninterrupted one share bit for bit."""
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in metrics]
+
+
+_SAMPLE_FIELDS = tuple(field.name for field in fields(SampleRecord))
+_SAMPLE_NUMBERS = ("score", "kl", "total", "logprob_sum", "reference_logprob_sum")
+
+
+def _finite(name: str, value: float, iteration: int) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise LearnerError(
+            f"iteration {iteration}: {name} is {number}. The run stops here; its last checkpoint is sound. "
+            "Lower optimizer.lr or look at the reward, then continue with --resume or start anew"
+        )
+    return number
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """One line of JSON; numpy scalars become plain numbers."""
+    return json.dumps(row, allow_nan=False, default=lambda scalar: scalar.item()).encode("ascii") + b"\n"
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line of a record with what it says; nothing where there is no file. A torn last line is left out."""
+    if not path.exists():
+        return
+    damaged: int | None = None
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if damaged is not None:
+                raise RunFolderError(f"{path}:{damaged} is damaged; remove that line, or mend it from a copy")
+            row = _parse(line)
+            if row is None:
+                damaged = number  # a fault only if another line follows
+            else:
+                yield line, row
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """What a line says, or None where it is torn: no object with an iteration, or without its end of line."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("iteration"), int)
+    return row if whole else None
+
+
+def _open_events(folder: Path) -> EventFileWriter:
+    """A new event file that sorts after those in the folder: readers take them in the order of their names.
+
+    The names carry whole seconds, so a run resumed within the second it was started in waits for the next.
+    """
+    now = time.time()
+    if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
+        time.sleep(int(now) + 1 - now)
+    return EventFileWriter(str(folder), flush_secs=10)
+
+
+def _open_append(path: Path) -> IO[bytes]:
+    """Opens a record for appending, without what a killed process left torn at its end.
+
+    Unbuffered: a line is one write, there for every reader at once.
+    """
+    with open(path, "ab+") as file:
+        file.seek(0)
+        start = end = 0
+        last = b""
+        for last in file:
+            start, end = end, end + len(last)
+        if last and _parse(last) is None:
+            file.truncate(start)
+    return open(path, "ab", buffering=0)

@@ -96,12 +96,13 @@ def _summary_of_file(path: Path) -> str:
     """First docstring line of the plugin's class, else of the module."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _names_match(node.name, path.stem)]
-    documentation = next(filter(None, (ast.get_docstring(node) for node in [*classes, tree])), "")
+    documented: list[ast.ClassDef | ast.Module] = [*classes, tree]
+    documentation = next(filter(None, (ast.get_docstring(node) for node in documented)), "")
     return documentation.partition("\n")[0]
 
 
 def _names_match(class_name: str, file_name: str) -> bool:
-    """CamelCase of a file name, whatever its inner capitals: `textworld` has `TextWorld`, `letter_count` `LetterCount`."""
+    """CamelCase of a file's name, whatever the inner capitals: `LetterCount` in letter_count, `TextWorld` in textworld."""
     return class_name.lower() == file_name.replace("_", "").lower()
 
 

@@ -53,7 +53,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     except Exception as error:
         raise ModelError(f"model {config.path}: its tokenizer does not load: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"model {config.path}: its tokenizer has no end-of-sequence token, so no answer would ever end")
+        raise ModelError(
+            f"model {config.path}: its tokenizer has no end-of-sequence token, so no answer would ever end"
+        )
     tokenizer.padding_side = "left"
     return tokenizer
 

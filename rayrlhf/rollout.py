@@ -46,7 +46,9 @@ class Episode:
         try:
             observation, reward, terminated, truncated, _ = self.environment.step(turn.action)
         except Exception as error:
-            raise EpisodeError(f"episode {self.spec.index}: the environment raised {type(error).__name__}: {error}") from error
+            raise EpisodeError(
+                f"episode {self.spec.index}: the environment raised {type(error).__name__}: {error}"
+            ) from error
         reward = float(reward)
         if not np.isfinite(reward):
             raise EpisodeError(f"episode {self.spec.index}: the environment's reward is {reward}, not a finite number")

@@ -81,7 +81,7 @@ class RunFolder:
         folder = cls(aside)
         try:
             aside.mkdir(parents=True)
-            replace_file(folder.config, config_yaml.encode())
+            replace_file(folder.config, [config_yaml.encode()])
             folder._take_lock()
             os.rename(aside, path)  # fails on a folder that holds anything
             sync_folder(path.parent)
@@ -123,7 +123,7 @@ class RunFolder:
                     + "\n  ".join(differences)
                     + "\ngive it the old ones, or start a run of another name with name=..."
                 )
-            replace_file(folder.config, config_yaml.encode())
+            replace_file(folder.config, [config_yaml.encode()])
             folder._record_session("resume")
         except BaseException:
             folder.close()
@@ -233,7 +233,7 @@ def write_probe(storage_path: Path) -> str:
     token = uuid.uuid4().hex
     try:
         storage_path.mkdir(parents=True, exist_ok=True)
-        replace_file(storage_path / f".probe-{token}", token.encode())
+        replace_file(storage_path / f".probe-{token}", [token.encode()])
     except OSError as error:
         raise RunFolderError(f"storage_path {str(storage_path)!r} cannot be written: {error.strerror}") from error
     return token

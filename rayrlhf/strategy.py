@@ -47,8 +47,9 @@ def prepare_environment(device: Device | None = None) -> None:
     if chosen != device:
         raise InstallationError(f"DeepSpeed already runs on {chosen} in this process: use a new process for {device}")
     if device == "cpu":
-        # DeepSpeed keeps this dictionary for edits; its own switch for one operator.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # The dictionary of operators that may be compiled. DeepSpeed would fill it by running compilers and linkers,
+        # whose errors reach the terminal; it is made here instead, with the one operator that is ever looked up.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 
 class CpuCapable:

@@ -26,8 +26,10 @@ from rayrlhf.errors import ConfigError, LearnerError, UserError
 from rayrlhf.interfaces import Algorithm
 from rayrlhf.kl import turn_kl
 from rayrlhf.learner_group import LearnerGroup, LearnerSettings
-from rayrlhf.metrics import MetricsLog, Progress, SampleRecord
+from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
+from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.policy import context_length, load_tokenizer
+from rayrlhf.progress import Progress
 from rayrlhf.prompts import Prompts, load_prompts
 from rayrlhf.report import RunSummary, summarise, write_report
 from rayrlhf.reward_process import RewardProcess
@@ -38,14 +40,14 @@ from rayrlhf.text_statistics import text_metrics
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory
 from rayrlhf.worker import PlayedBatch, RolloutPool, WorkerSettings
 
-BASELINE = -1  # the iteration number of the untrained model's episodes
-BASELINE_BATCH = 20  # of them are decoded together
+BASELINE_BATCH = 20  # episodes of the untrained model that are decoded together
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """How long the run is, and what one iteration plays."""
 
+    run: str  # its name
     seed: int
     iterations: int
     groups: int
@@ -151,7 +153,7 @@ class Trainer:
                 texts = episode_metrics(trajectories, scores)
         times = {**watch.seconds, **worker_times(played, watch.seconds["time/rollout"], len(self.rollouts.actors))}
         metrics = {**objective, **texts, **report.metrics, **times}
-        self.log.append(iteration, metrics)
+        self.log.record(iteration, metrics)
         self.progress.update(iteration, metrics)
 
     def play_baseline(self) -> None:
@@ -167,7 +169,9 @@ class Trainer:
     def record_samples(
         self, iteration: int, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
     ) -> None:
-        self.log.append_samples([sample_record(iteration, *pair) for pair in zip(trajectories, scores)])
+        shaped = self.algorithm.shaped_rewards(trajectories, scores)
+        rows = zip(trajectories, scores, shaped)
+        self.log.record_samples([sample_record(self.schedule.run, iteration, *row) for row in rows])
 
     def save(self, done: int) -> None:
         """Checkpoint after `done` iterations."""
@@ -258,10 +262,11 @@ def worker_times(played: Sequence[PlayedBatch], wall: float, workers: int) -> di
     }
 
 
-def sample_record(iteration: int, trajectory: Trajectory, score: EpisodeScore) -> SampleRecord:
+def sample_record(run: str, iteration: int, trajectory: Trajectory, score: EpisodeScore, shaped: float) -> SampleRecord:
     """The line of `samples.jsonl` for one episode."""
     kl = float(sum(turn_kl(turn, False).sum(dtype=np.float64) for turn in trajectory.turns))
     return SampleRecord(
+        run=run,
         iteration=iteration,
         index=trajectory.index,
         group=trajectory.group,
@@ -270,6 +275,7 @@ def sample_record(iteration: int, trajectory: Trajectory, score: EpisodeScore) -
         score=float(score.total.sum(dtype=np.float64)),
         parts=dict(score.parts),
         kl=kl,
+        total=float(shaped),
         logprob_sum=float(sum(turn.logprobs.sum(dtype=np.float64) for turn in trajectory.turns)),
         reference_logprob_sum=float(sum(turn.reference_logprobs.sum(dtype=np.float64) for turn in trajectory.turns)),
         length=trajectory.response_tokens,
@@ -289,22 +295,26 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
     schedule = make_schedule(config)
     with contextlib.ExitStack() as stack:
         rewards = stack.enter_context(RewardProcess(config.reward, config.reward_timeout_s))
-        opened = RunFolder.resume(config) if resume else RunFolder.create(config, dump_config(config))
-        folder = stack.enter_context(opened)
+        open_folder = RunFolder.resume if resume else RunFolder.create
+        folder = stack.enter_context(open_folder(config, dump_config(config)))
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, prompts, folder)
         stack.enter_context(ray_session(config))
         check_resources(config)
-        check_shared_storage(folder.write_probe())
+        check_shared_storage(folder.path)
         learner = LearnerGroup(learner_settings(config, algorithm.loss))
         stack.callback(learner.close)
         rollouts = RolloutPool(worker_settings(config, prompts), config.rollout)
         stack.callback(rollouts.close)
         learner.start()
         rollouts.ready()
-        log = stack.enter_context(MetricsLog(folder.path))
+        log = stack.enter_context(MetricsLog(folder))
         checkpoints = CheckpointStore(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_trainer_state)
-        gap = config.learner.max_logprob_gap if precision_of(config) == "fp32" else config.learner.max_mean_logprob_gap_bf16
+        gap = (
+            config.learner.max_logprob_gap
+            if precision_of(config) == "fp32"
+            else config.learner.max_mean_logprob_gap_bf16
+        )
         Trainer(schedule, rollouts, rewards, algorithm, learner, log, checkpoints, progress, gap).run(resume)
         summary = summarise(folder.path)
         write_report(folder.path)
@@ -315,6 +325,7 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
 def make_schedule(config: RunConfig) -> Schedule:
     rollout = config.rollout
     return Schedule(
+        run=config.name,
         seed=config.seed,
         iterations=config.iterations,
         groups=rollout.groups_per_iteration,
@@ -382,5 +393,3 @@ def announce(progress: Progress, config: RunConfig, prompts: Prompts, folder: Ru
             "warning: rollout.top_k / rollout.top_p sample from a truncated distribution, while the loss and the KL "
             "are those of the full one at this temperature; both log-probabilities are kept (SPEC X-5)"
         )
-
-

@@ -36,7 +36,9 @@ class Generation:
 
     response_ids: IntArray  # [T]
     logprobs: FloatArray  # [T] nats; log pi(y_t | prefix) at the sampling temperature, full vocabulary
-    filtered_logprobs: FloatArray  # [T] nats; of the distribution drawn from: differs from `logprobs` under top-k / top-p
+    filtered_logprobs: (
+        FloatArray  # [T] nats; of the distribution drawn from: differs from `logprobs` under top-k / top-p
+    )
     prompt_logprobs: FloatArray  # [P-1] nats of prompt tokens 1..P-1, or [0] where they are not asked for
     finish: FinishReason
 
@@ -50,7 +52,9 @@ class Turn:
     prompt_ids: IntArray  # [P] token ids the policy was given
     response_ids: IntArray  # [T] token ids it sampled
     logprobs: FloatArray  # [T] nats, behaviour policy at the sampling temperature, full vocabulary
-    filtered_logprobs: FloatArray  # [T] nats, of the distribution drawn from (equal to `logprobs` without top-k / top-p)
+    filtered_logprobs: (
+        FloatArray  # [T] nats, of the distribution drawn from (equal to `logprobs` without top-k / top-p)
+    )
     reference_logprobs: FloatArray  # [T] nats, frozen reference at the same temperature
     prompt_logprobs: FloatArray  # [P-1] nats of prompt tokens 1.. under the behaviour policy, or [0] if not scored
     prompt_reference_logprobs: FloatArray  # [P-1] nats under the reference, or [0] if not scored

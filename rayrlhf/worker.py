@@ -126,14 +126,19 @@ class RolloutPool:
         self.config = config
         self._settings = ray.put(settings)
         self.actors = [self._start() for _ in range(config.workers)]
+        self._starting = set(
+            range(config.workers)
+        )  # workers that have not answered yet: their first answer may be late
         self.deaths = 0  # workers replaced since the start
 
     def ready(self) -> list[str]:
         """Waits until all workers have loaded their models; returns the ids of their nodes."""
         try:
-            return get([actor.ready.remote() for actor in self.actors], START_TIMEOUT_S)
+            nodes = get([actor.ready.remote() for actor in self.actors], START_TIMEOUT_S)
         except Died as error:
             raise RolloutError(f"a rollout worker did not start: {error}") from error
+        self._starting.clear()
+        return nodes
 
     def play(self, batches: Sequence[Sequence[EpisodeSpec]], weights: PublishedWeights) -> list[PlayedBatch]:
         """Plays all batches, in order of their position, whichever worker plays which and however often.
@@ -146,7 +151,9 @@ class RolloutPool:
         running: dict[ray.ObjectRef, Task] = {}
         while waiting or running:
             while waiting and idle:
-                task = Task(waiting.popleft(), idle.popleft(), time.monotonic() + self.config.timeout_s)
+                worker = idle.popleft()
+                patience = self.config.timeout_s + (START_TIMEOUT_S if worker in self._starting else 0)
+                task = Task(waiting.popleft(), worker, time.monotonic() + patience)
                 running[self.actors[task.worker].play.remote(batches[task.batch], weights)] = task
             next_deadline = min(task.deadline for task in running.values())
             done, _ = ray.wait(list(running), num_returns=1, timeout=max(0.0, next_deadline - time.monotonic()))
@@ -155,6 +162,7 @@ class RolloutPool:
                 task = running.pop(ref)
                 try:
                     results[task.batch] = self._result(ref) if ref in done else self._give_up()
+                    self._starting.discard(task.worker)
                 except Died as reason:
                     lost[task.batch] += 1
                     self._replace(task.worker)
@@ -180,6 +188,7 @@ class RolloutPool:
     def _replace(self, worker: int) -> None:
         kill([self.actors[worker]])
         self.actors[worker] = self._start()
+        self._starting.add(worker)
         self.deaths += 1
 
     def _result(self, ref: ray.ObjectRef) -> PlayedBatch:

@@ -104,7 +104,9 @@ def test_frequencies_follow_the_distribution(tiny_model: Path) -> None:
 def test_truncated_sampling_holds_for_every_token(tiny_model: Path, top_k: int | None, top_p: float | None) -> None:
     """LMHP-25: top-k and top-p apply to the first token too and to shrinking batches; GWERN-15: both log-probs are kept."""
     model = load(tiny_model)
-    generations = TransformersSampler(model, 40, SamplingSettings(10, top_k=top_k, top_p=top_p)).sample(PROMPTS, range(5))
+    generations = TransformersSampler(model, 40, SamplingSettings(10, top_k=top_k, top_p=top_p)).sample(
+        PROMPTS, range(5)
+    )
     for prompt, generation in zip(PROMPTS, generations):
         ids = torch.from_numpy(np.concatenate([prompt, generation.response_ids]))[None]
         with torch.inference_mode():

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rayrlhf.advantages import group_standardised
-from rayrlhf.algorithms.policy_gradient import by_group, group_metrics, shaped_rewards, training_sequences
+from rayrlhf.algorithms.policy_gradient import PolicyGradient, by_group, group_metrics
 from rayrlhf.config import GRPOConfig
 from rayrlhf.losses import ClippedLoss
-from rayrlhf.types import EpisodeScore, TrainingSequence, Trajectory
+from rayrlhf.types import Trajectory
 
 
-class GRPO:
+class GRPO(PolicyGradient):
     def __init__(self, config: GRPOConfig):
-        self.config = config
-        self.loss = ClippedLoss(clip_range=config.clip_range)
+        super().__init__(config)
+        self.loss = ClippedLoss(config.clip_range)
+        self.by_std = config.normalize_by_std
 
-    def prepare(
-        self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
-    ) -> tuple[list[TrainingSequence], Mapping[str, float]]:
-        shaped, metrics = shaped_rewards(trajectories, scores, self.config)
+    def advantages(
+        self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
+    ) -> tuple[NDArray[np.float64], Mapping[str, float]]:
         groups = by_group(shaped, trajectories)
-        advantages = group_standardised(groups, self.config.normalize_by_std).reshape(-1)
-        return training_sequences(trajectories, advantages, self.config), {**metrics, **group_metrics(groups)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
+        return group_standardised(groups, self.by_std).reshape(-1), group_metrics(groups)

@@ -1,9 +1,9 @@
-"""What REINFORCE, RLOO and GRPO share: shaped rewards in, training sequences with weights out. Pure numpy."""
+"""What REINFORCE, RLOO and GRPO share: shaped rewards in, training sequences with weights out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,23 +13,65 @@ from rayrlhf.kl import penalty, turn_kl
 from rayrlhf.types import EpisodeScore, FloatArray, TrainingSequence, Trajectory, Turn
 
 
-def shaped_rewards(
-    trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore], config: PolicyGradientConfig
-) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """Score minus KL penalty of each episode, [N], and the objective/* metrics (SPEC X-4, X-10).
+class PolicyGradient:
+    """One advantage an episode, from its shaped reward: an algorithm is its `advantages` and its loss."""
 
-    The penalty is a number, not a tensor: no gradient flows through it (SPEC ALLIT-7), and baselines are taken on
-    what this returns (SPEC ALLIT-5).
-    """
-    kls = [
-        np.concatenate([turn_kl(turn, config.include_prompt) for turn in trajectory.turns])
-        for trajectory in trajectories
-    ]
-    raw = np.array([float(score.total.sum(dtype=np.float64)) for score in scores])
-    shaped = raw - np.array([penalty(kl, config.kl.coef, config.kl.reduction) for kl in kls])
+    def __init__(self, config: PolicyGradientConfig):
+        self.config = config
+
+    def advantages(
+        self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
+    ) -> tuple[NDArray[np.float64], Mapping[str, float]]:
+        """Advantages [N] from the shaped rewards [N] of the episodes, and metrics."""
+        raise NotImplementedError
+
+    def prepare(
+        self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
+    ) -> tuple[list[TrainingSequence], Mapping[str, float]]:
+        shaped = self.shaped_rewards(trajectories, scores)
+        advantages, metrics = self.advantages(shaped, trajectories)
+        sequences = training_sequences(trajectories, advantages, self.config)
+        return sequences, {**objective_metrics(trajectories, scores, shaped, self.config), **metrics}
+
+    def shaped_rewards(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> NDArray[np.float64]:
+        """Score minus KL penalty of each episode, [N] (SPEC X-4).
+
+        The penalty is a number, not a tensor: no gradient flows through it (SPEC ALLIT-7), and baselines are taken on
+        what this returns (SPEC ALLIT-5).
+        """
+        kl = self.config.kl
+        penalties = [penalty(episode_kl(t, self.config.include_prompt), kl.coef, kl.reduction) for t in trajectories]
+        return raw_scores(scores) - np.array(penalties)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """There is no state."""
+
+
+def episode_kl(trajectory: Trajectory, include_prompt: bool) -> FloatArray:
+    """k_t in nats of all scored tokens of an episode."""
+    return np.concatenate([turn_kl(turn, include_prompt) for turn in trajectory.turns])
+
+
+def raw_scores(scores: Sequence[EpisodeScore]) -> NDArray[np.float64]:
+    """The reward of each episode, [N], its turns summed."""
+    return np.array([float(score.total.sum(dtype=np.float64)) for score in scores])
+
+
+def objective_metrics(
+    trajectories: Sequence[Trajectory],
+    scores: Sequence[EpisodeScore],
+    shaped: NDArray[np.float64],
+    config: PolicyGradientConfig,
+) -> dict[str, float]:
+    """objective/* (SPEC X-10): score, score_total and entropy an episode; kl in nats a sequence and a token (X-4)."""
+    kls = [episode_kl(trajectory, config.include_prompt) for trajectory in trajectories]
     nats = [float(kl.sum(dtype=np.float64)) for kl in kls]
     surprise = [-float(sum(turn.logprobs.sum(dtype=np.float64) for turn in t.turns)) for t in trajectories]
-    return shaped, {
+    raw = raw_scores(scores)
+    return {
         "objective/score": float(raw.mean()),
         "objective/score_std": float(raw.std()),
         "objective/score_total": float(shaped.mean()),

@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rayrlhf.advantages import minus_moving_average
-from rayrlhf.algorithms.policy_gradient import shaped_rewards, training_sequences
+from rayrlhf.algorithms.policy_gradient import PolicyGradient
 from rayrlhf.config import ReinforceConfig
 from rayrlhf.losses import PolicyGradientLoss
-from rayrlhf.types import EpisodeScore, TrainingSequence, Trajectory
+from rayrlhf.types import Trajectory
 
 
-class Reinforce:
+class Reinforce(PolicyGradient):
     def __init__(self, config: ReinforceConfig):
-        self.config = config
-        self.loss = PolicyGradientLoss(importance_cap=config.importance_cap)
+        super().__init__(config)
+        self.loss = PolicyGradientLoss(config.importance_cap)
+        self.decay = config.baseline_decay
         self.average: float | None = None  # of shaped rewards, over the batches before this one
 
-    def prepare(
-        self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
-    ) -> tuple[list[TrainingSequence], Mapping[str, float]]:
-        shaped, metrics = shaped_rewards(trajectories, scores, self.config)
-        advantages = shaped
-        if self.config.baseline_decay is not None:
-            advantages, self.average = minus_moving_average(shaped, self.average, self.config.baseline_decay)
-            metrics["objective/baseline"] = self.average
-        return training_sequences(trajectories, advantages, self.config), metrics
+    def advantages(
+        self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
+    ) -> tuple[NDArray[np.float64], Mapping[str, float]]:
+        if self.decay is None:
+            return shaped, {}
+        advantages, self.average = minus_moving_average(shaped, self.average, self.decay)
+        return advantages, {"objective/baseline": self.average}
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average}

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rayrlhf.advantages import leave_one_out
-from rayrlhf.algorithms.policy_gradient import by_group, group_metrics, shaped_rewards, training_sequences
+from rayrlhf.algorithms.policy_gradient import PolicyGradient, by_group, group_metrics
 from rayrlhf.config import RLOOConfig
 from rayrlhf.losses import PolicyGradientLoss
-from rayrlhf.types import EpisodeScore, TrainingSequence, Trajectory
+from rayrlhf.types import Trajectory
 
 
-class RLOO:
+class RLOO(PolicyGradient):
     def __init__(self, config: RLOOConfig):
-        self.config = config
-        self.loss = PolicyGradientLoss(importance_cap=config.importance_cap)
+        super().__init__(config)
+        self.loss = PolicyGradientLoss(config.importance_cap)
 
-    def prepare(
-        self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
-    ) -> tuple[list[TrainingSequence], Mapping[str, float]]:
-        shaped, metrics = shaped_rewards(trajectories, scores, self.config)
+    def advantages(
+        self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
+    ) -> tuple[NDArray[np.float64], Mapping[str, float]]:
         groups = by_group(shaped, trajectories)
-        advantages = leave_one_out(groups).reshape(-1)
-        return training_sequences(trajectories, advantages, self.config), {**metrics, **group_metrics(groups)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
+        return leave_one_out(groups).reshape(-1), group_metrics(groups)

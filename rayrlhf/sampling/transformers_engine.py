@@ -81,9 +81,7 @@ class TransformersSampler:
             for i in range(count)
         ]
 
-    def _prefill(
-        self, prompts: Sequence[IntArray], device: torch.device
-    ) -> tuple[Decoding, Tensor, list[np.ndarray]]:
+    def _prefill(self, prompts: Sequence[IntArray], device: torch.device) -> tuple[Decoding, Tensor, list[np.ndarray]]:
         """Runs each distinct prompt once and spreads its cache over the rows that share it."""
         distinct: dict[bytes, int] = {}
         index = [distinct.setdefault(prompt.tobytes(), len(distinct)) for prompt in prompts]
@@ -195,7 +193,9 @@ class PreallocatedLayer(DynamicLayer):
         self.room_keys: Tensor | None = None  # [B, H, capacity, D]
         self.room_values: Tensor | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()

@@ -1,4 +1,4 @@
-"""A plugin's parameters, read from its signature, and the check of what a config gives for them before anything runs."""
+"""A reward's parameters, read from its signature, and the check of what a config gives for them, before it runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from rayrlhf.errors import RewardError
 from rayrlhf.plugins import nearest
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 
 
 def parameters_of(plugin: Any) -> dict[str, inspect.Parameter]:
-    """Name -> parameter that a config may give: of a class its constructor's, of a plain function all after the text."""
+    """Name -> parameter that a config may give: of a class its constructor's, of a function all after the text."""
     parameters = list(_signature(plugin).parameters.values())
     if not inspect.isclass(plugin):
         parameters = parameters[1:]
@@ -35,16 +40,13 @@ def check_parameters(name: str, plugin: Any, given: Mapping[str, Any]) -> None:
 
     Checked types: int, float (an int will do), str, bool, None, Literal, and unions of them; others are taken as given.
     """
-    signature = _signature(plugin)
-    if not inspect.isclass(plugin) and not any(p.kind in (*_NAMED[:1], p.POSITIONAL_ONLY, p.VAR_POSITIONAL)
-                                               for p in signature.parameters.values()):  # fmt: skip
-        raise RewardError(f"reward `{name}`: the function takes no argument; its first one is the episode's text.")
+    kinds = [parameter.kind for parameter in _signature(plugin).parameters.values()]
+    if not inspect.isclass(plugin) and not (kinds and kinds[0] in _POSITIONAL):
+        raise RewardError(f"reward `{name}`: the function's first argument has to be the episode's text.")
     known = parameters_of(plugin)
     hints = _hints(plugin)
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    faults = [
-        f"has no parameter `{key}`{nearest(key, known)}" for key in given if key not in known and not takes_any
-    ]
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+    faults = [f"has no parameter `{key}`{nearest(key, known)}" for key in given if key not in known and not takes_any]
     faults += [
         f"needs the parameter `{key}`."
         for key, parameter in known.items()

@@ -1,0 +1,301 @@
+"""Next-token training of causal language models: a LightningModule under Lightning's Trainer in Ray Train's TorchTrainer.
+
+The driver (`supervised_run.py`) lays model and data down in a work folder that every node sees; each Ray Train worker
+runs `train_on_worker`. An epoch of the Trainer is the stretch between two checkpoints, so a run always resumes at the
+beginning of an epoch, with its data order, optimizer and schedule: on CPU bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import ray.train
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from rayrlhf.corpus import block_order
+from rayrlhf.errors import LearnerError
+from rayrlhf.strategy import prepare_environment, ray_deepspeed
+from rayrlhf.types import IntArray
+
+TRAINING_BLOCKS, VALIDATION_BLOCKS, PROGRESS, MODEL = "training.npy", "validation.npy", "progress.jsonl", "model"
+MAX_VALIDATION_BLOCKS = 256
+_CHECKPOINT = "lightning.ckpt"
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedSettings:
+    """What decides the result of a run, beside its data."""
+
+    model: str  # what `from_pretrained` takes
+    steps: int  # optimizer steps
+    lr: float  # highest learning rate
+    blocks_per_step: int  # blocks behind one optimizer step, over all workers
+    blocks_per_forward: int  # blocks in one forward pass of one worker; the rest is accumulated
+    block_size: int  # targets in a block
+    workers: int
+    zero_stage: Literal[0, 1, 2, 3]
+    seed: int
+    checkpoint_every: int  # steps
+    warmup_steps: int  # steps of linear rise of the learning rate
+    weight_decay: float
+    max_grad_norm: float
+    precision: Literal["32-true", "bf16-mixed"]
+    device: Literal["cpu", "cuda"]
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of one worker behind one optimizer step."""
+        return self.blocks_per_step // (self.workers * self.blocks_per_forward)
+
+    @property
+    def stretches(self) -> int:
+        return math.ceil(self.steps / self.checkpoint_every)
+
+    def steps_of_stretch(self, stretch: int) -> range:
+        """The optimizer steps, from 0, of one stretch between checkpoints."""
+        first = stretch * self.checkpoint_every
+        return range(first, min(self.steps, first + self.checkpoint_every))
+
+
+def cosine_with_warmup(step: int, warmup_steps: int, steps: int, floor: float = 0.05) -> float:
+    """Factor of the learning rate at a step from 0: a linear rise, then half a cosine down to `floor` (SGDR, 2017)."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class _Blocks(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Blocks at the given rows, each with its weight; it has a length, without which Lightning prefetches a batch."""
+
+    def __init__(self, blocks: IntArray, rows: IntArray, weights: IntArray) -> None:
+        self.blocks, self.rows, self.weights = blocks, rows, weights
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        block = np.asarray(self.blocks[self.rows[index]], dtype=np.int64)
+        return torch.from_numpy(block), torch.tensor(self.weights[index])
+
+
+def training_rows(settings: SupervisedSettings, blocks: int, stretch: int, rank: int) -> IntArray:
+    """The blocks that one worker sees in one stretch, in order. Together the workers see each step's blocks once."""
+    steps = settings.steps_of_stretch(stretch)
+    per_step = settings.blocks_per_step
+    order = block_order(blocks, range(steps.start * per_step, steps.stop * per_step), settings.seed)
+    return order.reshape(-1, settings.workers, settings.blocks_per_forward)[:, rank].reshape(-1)
+
+
+class NextTokenModule(pl.LightningModule):
+    """Cross-entropy over all targets of packed blocks.
+
+    The model is built before the Trainer and handed in: built in `configure_model` under ZeRO 3 it would lose its
+    initial weights without an error.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: SupervisedSettings, work: Path) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.training_blocks: IntArray = np.load(work / TRAINING_BLOCKS, mmap_mode="r")
+        self.validation_blocks: IntArray = np.load(work / VALIDATION_BLOCKS, mmap_mode="r")[:MAX_VALIDATION_BLOCKS]
+        self._validation_sums = torch.zeros(2, dtype=torch.float64)  # nats, targets
+        self.last_loss = torch.zeros(())  # nats a target, of this worker's part of the last step
+        self.validation_loss = math.nan  # nats a target, over all workers
+        self._micro_losses: list[torch.Tensor] = []
+
+    def _token_losses(self, blocks: torch.Tensor) -> torch.Tensor:
+        """[blocks, block_size] nats."""
+        logits = self.model(input_ids=blocks[:, :-1], use_cache=False).logits.float()
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten(), reduction="none")
+        return losses.view(blocks.shape[0], -1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout of a step depends on the step alone, or a resumed run would draw other masks.
+        first = self.settings.steps_of_stretch(self.current_epoch).start * self.settings.accumulation
+        torch.manual_seed(hash((self.settings.seed, first + batch_idx, self.global_rank)))
+        self.model.train()
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = self._token_losses(batch[0]).mean()  # blocks are full and steps even: the mean of means is the mean
+        if not torch.isfinite(loss):
+            raise LearnerError(f"the loss is {loss.item()} at step {self.global_step + 1}: lower --lr")
+        self._micro_losses.append(loss.detach())
+        if len(self._micro_losses) == self.settings.accumulation:
+            self.last_loss = torch.stack(self._micro_losses).mean()
+            self._micro_losses.clear()
+        # Under accumulation both Lightning and the DeepSpeed engine divide the loss by its length: once too often.
+        return loss * self.settings.accumulation
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        losses = self._token_losses(batch[0]).double() * batch[1][:, None]
+        self._validation_sums += torch.stack([losses.sum(), batch[1].sum() * losses.shape[1]])
+
+    def on_validation_epoch_end(self) -> None:
+        dist.all_reduce(self._validation_sums)
+        nats, targets = self._validation_sums.tolist()
+        self.validation_loss = nats / targets
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rows = training_rows(self.settings, len(self.training_blocks), self.current_epoch, self.global_rank)
+        data = _Blocks(self.training_blocks, rows, np.ones(len(rows), dtype=np.int64))
+        return DataLoader(data, batch_size=self.settings.blocks_per_forward, shuffle=False)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        # Every worker runs the same number of forward passes, or ZeRO 3 waits for ever; filling has weight 0.
+        rows = np.arange(self.global_rank, len(self.validation_blocks), self.settings.workers)
+        length = math.ceil(len(self.validation_blocks) / self.settings.workers)
+        weights = (np.arange(length) < len(rows)).astype(np.int64)
+        rows = np.concatenate([rows, np.zeros(length - len(rows), dtype=np.int64)])
+        return DataLoader(
+            _Blocks(self.validation_blocks, rows, weights), batch_size=self.settings.blocks_per_forward, shuffle=False
+        )
+
+    def configure_optimizers(self) -> Any:
+        settings = self.settings
+        matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]  # norms, biases: no decay
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=settings.lr, betas=(0.9, 0.99), eps=1e-8
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_with_warmup(step, settings.warmup_steps, settings.steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ProgressAndCheckpoints(pl.Callback):
+    """Appends progress lines, and at the end of each stretch saves a checkpoint and reports it to Ray Train."""
+
+    def __init__(self, settings: SupervisedSettings, work: Path) -> None:
+        self.settings, self.work = settings, work
+        self.every = max(1, settings.steps // 50)
+        self.since = time.monotonic()
+        self.lines_at = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, NextTokenModule)
+        step = trainer.global_step
+        if step == self.lines_at or (step % self.every and step != self.settings.steps):
+            return
+        steps, self.lines_at = step - max(0, self.lines_at), step
+        loss = pl_module.last_loss.clone()
+        dist.all_reduce(loss)
+        now = time.monotonic()
+        tokens = steps * self.settings.blocks_per_step * self.settings.block_size
+        self._line(step=step, loss=loss.item() / self.settings.workers, tokens_per_s=tokens / (now - self.since))
+        self.since = now
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, NextTokenModule)
+        step, loss = trainer.global_step, pl_module.validation_loss
+        self._line(step=step, validation_loss=loss, perplexity=math.exp(min(loss, 700)))
+        if step == self.settings.steps:
+            # Before the report: whoever finds the last checkpoint finds the model as well.
+            save_model(pl_module.model, self.settings, self.work)
+        folder = self.work / "staging" / f"step-{step}"
+        trainer.save_checkpoint(folder / _CHECKPOINT)  # every rank writes its shards into the one folder
+        rank = trainer.global_rank
+        ray.train.report(
+            {"step": step, "validation_loss": loss},
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)) if rank == 0 else None,
+        )
+        if rank == 0:
+            shutil.rmtree(folder)
+        self.since = time.monotonic()
+
+    def _line(self, **values: float) -> None:
+        if ray.train.get_context().get_world_rank() == 0:
+            with open(self.work / PROGRESS, "a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def save_model(model: PreTrainedModel, settings: SupervisedSettings, work: Path) -> None:
+    """Writes the `from_pretrained` folder `work/model` from rank 0; every rank must call it (ZeRO 3 gathers)."""
+    import deepspeed
+
+    state: dict[str, torch.Tensor] = {}
+    rank = dist.get_rank()
+    for name, value in [*model.named_parameters(), *_saved_buffers(model)]:
+        gathered = deepspeed.zero.GatheredParameters([value]) if settings.zero_stage == 3 else contextlib.nullcontext()
+        with gathered:
+            if rank == 0:
+                state[name] = value.detach().to("cpu", model.dtype, copy=True) if value.is_floating_point() else value.cpu()
+    if rank == 0:
+        aside = work / f"{MODEL}.new"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(work / MODEL, ignore_errors=True)
+        model.save_pretrained(aside, state_dict=state)
+        AutoTokenizer.from_pretrained(settings.model).save_pretrained(aside)
+        aside.rename(work / MODEL)
+
+
+def _saved_buffers(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [(name, value) for name, value in model.state_dict().items() if name not in parameters]
+
+
+def train_on_worker(config: Mapping[str, Any]) -> None:
+    """One Ray Train worker: from the last checkpoint, if there is one, to the end. `config`: settings and work folder."""
+    settings, work = SupervisedSettings(**config["settings"]), Path(config["work"])
+    prepare_environment(settings.device)
+    if settings.device == "cpu":
+        torch.set_num_threads(1)
+    pl.seed_everything(settings.seed, verbose=False)
+    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
+    from ray.train.lightning import RayLightningEnvironment, prepare_trainer
+
+    trainer = prepare_trainer(
+        pl.Trainer(
+            accelerator="gpu" if settings.device == "cuda" else "cpu",
+            devices="auto",
+            strategy=ray_deepspeed(stage=settings.zero_stage),
+            plugins=[RayLightningEnvironment()],
+            precision=settings.precision,
+            max_epochs=settings.stretches,
+            accumulate_grad_batches=settings.accumulation,
+            gradient_clip_val=settings.max_grad_norm,  # unset, DeepSpeed would be told 0
+            use_distributed_sampler=False,  # Lightning's own would shuffle
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            callbacks=[ProgressAndCheckpoints(settings, work)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            deterministic="warn" if settings.device == "cuda" else True,
+        )
+    )
+    module = NextTokenModule(model, settings, work)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        trainer.fit(module)
+    else:
+        with checkpoint.as_directory() as folder:
+            # The run's own optimizer files are pickles; they are read from this run's work folder and no other place.
+            trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=False)
+
+
+def as_config(settings: SupervisedSettings, work: Path) -> dict[str, Any]:
+    """What `train_on_worker` takes."""
+    return {"settings": asdict(settings), "work": str(work)}

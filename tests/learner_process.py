@@ -1,0 +1,271 @@
+"""One rank of a learner and of the bare PyTorch loop it is held against; test_learner.py compares what this records.
+
+Two ranks: `python tests/learner_process.py FOLDER MODEL RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import contextlib
+import pickle
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from rayrlhf.config import AdamWConfig, LearnerConfig, OptimizerConfig, SGDConfig
+from rayrlhf.errors import LearnerError
+from rayrlhf.learner import Learner
+from rayrlhf.losses import ClippedLoss, PolicyGradientLoss, PolicyLoss, selected_logprobs
+from rayrlhf.micro_batches import collate, plan_micro_batches
+from rayrlhf.policy import load_policy
+from rayrlhf.types import TrainingSequence, Weights
+
+STAGES = (0, 1, 2, 3)
+UNCHECKED = 1e6  # a log-probability gap that never stops: these sequences come from no sampler
+MARKER = 777.0
+LOSSES: dict[str, PolicyLoss] = {
+    "policy gradient": PolicyGradientLoss(importance_cap=None),
+    "truncated importance": PolicyGradientLoss(importance_cap=1.05),
+    "clipped": ClippedLoss(clip_range=0.1),
+}
+BUDGETS = (40, 90, 4096)  # tokens a micro-batch: many, some, one
+
+
+def make_sequences(count: int, seed: int, whole: bool = False, behaviour: float = -5.76) -> list[TrainingSequence]:
+    """Random sequences of uneven lengths; with `whole` all tokens but the first are scored. The behaviour's
+    log-probabilities lie about the tiny model's own (-log 320 = -5.77), so that ratios fall on both sides of a clip."""
+    rng = np.random.default_rng(seed)
+    sequences = []
+    for _ in range(count):
+        length = int(rng.integers(4, 30))
+        start = 1 if whole else int(rng.integers(1, length))
+        scored = length - start
+        sequences.append(
+            TrainingSequence(
+                input_ids=rng.integers(0, 300, length),
+                start=start,
+                advantages=rng.normal(size=scored).astype(np.float32),
+                behaviour_logprobs=rng.normal(behaviour, 0.15, scored).astype(np.float32),
+                weights=rng.uniform(0.5, 1.5, scored).astype(np.float32) / count,
+            )
+        )
+    return sequences
+
+
+class ExplodingLoss(PolicyGradientLoss):
+    """Infinite on tokens whose advantage is MARKER: only the rank that holds such a sequence sees it."""
+
+    def __call__(self, logprobs: torch.Tensor, behaviour: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+        losses = super().__call__(logprobs, behaviour, advantages)
+        return losses + torch.where(advantages == MARKER, torch.inf, 0.0)  # the gradient stays finite
+
+
+@dataclass(frozen=True)
+class Case:
+    """Updates of a learner and of the loop: update i takes `counts[i]` sequences."""
+
+    optimizer: OptimizerConfig
+    counts: tuple[int, ...]
+    budget: int = 4096
+    loss: PolicyLoss = LOSSES["policy gradient"]
+    whole: bool = False
+
+    def batches(self) -> list[list[TrainingSequence]]:
+        return [make_sequences(count, seed=number, whole=self.whole) for number, count in enumerate(self.counts)]
+
+
+@dataclass
+class Recorded:
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    grad_norms: list[float] = field(default_factory=list)
+    micro_batches: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+
+CASES = {
+    "accumulation and clip": Case(AdamWConfig(lr=1e-3, max_grad_norm=0.01), counts=(24,) * 5, budget=120),
+    "neither": Case(AdamWConfig(lr=1e-3, max_grad_norm=None), counts=(8,) * 5, whole=True),
+    "changing accumulation": Case(SGDConfig(lr=0.5, max_grad_norm=None), counts=(24, 12, 4, 12, 2), budget=120),
+}
+
+
+def build(model: str, rank: int, world: int, stage: int, **options: Any) -> Learner:
+    settings = {
+        "loss": LOSSES["policy gradient"],
+        "optimizer": AdamWConfig(lr=1e-3),
+        "tokens_per_micro_batch": 4096,
+        "max_logprob_gap": UNCHECKED,
+        "temperature": 1.0,
+    } | options
+    config = LearnerConfig(
+        ranks=world,
+        zero_stage=stage,  # type: ignore[arg-type]
+        tokens_per_micro_batch=settings["tokens_per_micro_batch"],
+        max_logprob_gap=settings["max_logprob_gap"],
+    )
+    return Learner(
+        model, settings["loss"], settings["optimizer"], config, settings["temperature"], 10, "cpu", rank, world
+    )  # fmt: skip
+
+
+def learner_run(case: Case, model: str, rank: int, world: int, stage: int) -> Recorded:
+    learner = build(
+        model, rank, world, stage, loss=case.loss, optimizer=case.optimizer, tokens_per_micro_batch=case.budget
+    )
+    recorded = Recorded()
+    for iteration, sequences in enumerate(case.batches()):
+        metrics = learner.update(sequences, iteration).metrics
+        recorded.grad_norms.append(metrics["learner/grad_norm"])
+        recorded.micro_batches.append(int(metrics["learner/micro_batches"]))
+        recorded.tokens.append(int(metrics["learner/tokens"]))
+    recorded.arrays = arrays_of(learner.weights())
+    learner.close()
+    return recorded
+
+
+def loop_run(case: Case, model: str, rank: int, world: int) -> Recorded:
+    """The same updates in a bare loop of PyTorch's DistributedDataParallel."""
+    policy = load_policy_plain(model)
+    ddp = DistributedDataParallel(policy)
+    settings = case.optimizer
+    optimizer = (
+        torch.optim.AdamW(policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        if isinstance(settings, AdamWConfig)
+        else torch.optim.SGD(policy.parameters(), lr=settings.lr)
+    )
+    recorded = Recorded()
+    for sequences in case.batches():
+        plan = plan_micro_batches([len(s) for s in sequences], world, case.budget)
+        shard = plan.ranks[rank]
+        for number, indices in enumerate(shard, start=1):
+            batch = collate([sequences[i] for i in indices])
+            with contextlib.nullcontext() if number == len(shard) else ddp.no_sync():
+                keep = torch.arange(batch.first, batch.last)
+                logits = ddp(batch.input_ids, use_cache=False, return_dict=False, logits_to_keep=keep)[0]
+                columns = slice(batch.first, batch.last)
+                logprobs = selected_logprobs(logits, batch.targets[:, columns], 1.0)
+                losses = case.loss(logprobs, batch.behaviour_logprobs[:, columns], batch.advantages[:, columns])
+                ((batch.weights[:, columns] * losses).sum() * world).backward()
+        limit = settings.max_grad_norm or float("inf")
+        recorded.grad_norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), limit)))
+        optimizer.step()
+        optimizer.zero_grad()
+    recorded.arrays = {name: value.detach().numpy().copy() for name, value in policy.named_parameters()}
+    return recorded
+
+
+def load_policy_plain(model: str) -> torch.nn.Module:
+    from rayrlhf.config import ModelConfig
+
+    policy = load_policy(ModelConfig(path=model))
+    for part in policy.modules():
+        if isinstance(part, torch.nn.Embedding):
+            part.padding_idx = None
+    return policy
+
+
+def gradients(model: str, rank: int, world: int, stage: int) -> dict[tuple[str, int], dict[str, np.ndarray]]:
+    """(loss, budget) -> the gradient that SGD with learning rate 1 took away. Five sequences: uneven on two ranks."""
+    taken = {}
+    start = arrays_of_module(load_policy_plain(model))
+    for name, loss in LOSSES.items():
+        for budget in BUDGETS:
+            case = Case(SGDConfig(lr=1.0, max_grad_norm=None), counts=(5,), budget=budget, loss=loss)
+            recorded = learner_run(case, model, rank, world, stage)
+            taken[name, budget] = {key: start[key] - value for key, value in recorded.arrays.items()}
+    return taken
+
+
+def resume(folder: Path, model: str, rank: int, world: int, stage: int) -> dict[str, Any]:
+    """Two updates, save, two more; and a new learner that loads and makes the last two."""
+    batches = [make_sequences(12, seed) for seed in range(4)]
+    learner = build(model, rank, world, stage, tokens_per_micro_batch=120)
+    for iteration in (0, 1):
+        learner.update(batches[iteration], iteration)
+    state = folder / f"state-{world}-{stage}"
+    learner.save_state(state)
+    saved_random = torch.get_rng_state()
+    learner.save_model(folder / f"model-{world}-{stage}")
+    at_save = arrays_of(learner.weights())
+    reports = [learner.update(batches[iteration], iteration) for iteration in (2, 3)]
+    straight = learner.weights()
+    learner.close()
+
+    resumed = build(model, rank, world, stage, tokens_per_micro_batch=120)
+    torch.manual_seed(99)
+    resumed.load_state(state)
+    same_random = torch.equal(torch.get_rng_state(), saved_random)
+    again = [resumed.update(batches[iteration], iteration) for iteration in (2, 3)]
+    weights = resumed.weights()
+    resumed.close()
+    return {
+        "at save": at_save,
+        "straight": straight,
+        "resumed": weights,
+        "same metrics": [report.metrics for report in reports] == [report.metrics for report in again],
+        "same random": same_random,
+    }
+
+
+def refused_update(model: str, rank: int, world: int, stage: int, loss: PolicyLoss, mark: float) -> dict[str, Any]:
+    """One good update, then one whose last and longest sequence is marked: what is raised, and what the weights do."""
+    learner = build(model, rank, world, stage, loss=loss, tokens_per_micro_batch=60)
+    learner.update(make_sequences(9, seed=0), 0)
+    before = arrays_of(learner.weights())
+    sequences = make_sequences(9, seed=1)
+    longest = max(range(9), key=lambda i: len(sequences[i]))
+    sequences[longest].advantages[-1] = mark
+    message = again = ""
+    try:
+        learner.update(sequences, 1)
+    except LearnerError as error:
+        message = str(error)
+    try:
+        learner.update(make_sequences(9, seed=2), 2)
+    except LearnerError as error:
+        again = str(error)
+    after = arrays_of(learner.weights())
+    learner.close()
+    same = all(np.array_equal(before[name], after[name]) for name in before)
+    return {"message": message, "again": again, "unchanged": same, "version": learner.version}
+
+
+def arrays_of(weights: Weights | None) -> dict[str, np.ndarray]:
+    return dict(weights.arrays) if weights is not None else {}
+
+
+def arrays_of_module(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy().copy() for name, value in module.named_parameters()}
+
+
+def run(folder: Path, model: str, rank: int, world: int) -> dict[Any, Any]:
+    """Everything that is compared, by name; collective."""
+    results: dict[Any, Any] = {}
+    for stage in STAGES:
+        learner = build(model, rank, world, stage)
+        results["start", stage] = arrays_of(learner.weights())
+        learner.close()
+        for name, case in CASES.items():
+            results[name, stage] = learner_run(case, model, rank, world, stage)
+        results["gradients", stage] = gradients(model, rank, world, stage)
+        results["resume", stage] = resume(folder, model, rank, world, stage)
+        exploding = ExplodingLoss(importance_cap=None)
+        results["infinite loss", stage] = refused_update(model, rank, world, stage, exploding, MARKER)
+    results["nan advantage"] = refused_update(model, rank, world, 2, LOSSES["clipped"], float("nan"))
+    for name, case in CASES.items():  # after the learners: the process group is theirs
+        results[name, "loop"] = loop_run(case, model, rank, world)
+    return results
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out, model_folder, own_rank, of = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    (out / f"rank-{own_rank}.pickle").write_bytes(pickle.dumps(run(out, model_folder, own_rank, of)))

@@ -1,0 +1,202 @@
+"""Metrics and samples on the disk: whole lines, finite numbers, cut back on resume (SPEC X-10, section 11)."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rayrlhf.errors import LearnerError, RunFolderError
+from rayrlhf.metrics import MetricsLog, SampleRecord, comparable, iter_samples, read_metrics, read_samples
+from rayrlhf.progress import Progress
+from rayrlhf.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+def sample(iteration: int, index: int = 0, **changes: object) -> SampleRecord:
+    record = SampleRecord(
+        run="first", iteration=iteration, index=index, group=0, prompt="Once", response=" a cat", score=1.0,
+        parts={"alliteration": 1.0}, kl=0.5, total=0.8, logprob_sum=-3.0, reference_logprob_sum=-3.5, length=2,
+        finish="eos", weights_version=iteration + 1,
+    )  # fmt: skip
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+def test_metrics_come_back_bit_for_bit(folder: RunFolder) -> None:
+    """SPEC X-10: floats survive the file exactly, whatever kind of number they were."""
+    with MetricsLog(folder) as log:
+        log.record(0, {"objective/score": 0.1 + 0.2, "objective/kl": np.float32(0.1), "text/mean_len": 12})
+        log.record(1, {"objective/score": 5e-324})
+    rows = read_metrics(folder.path)
+    assert rows == [
+        {
+            "iteration": 0,
+            "objective/score": 0.1 + 0.2,
+            "objective/kl": float(np.float32(0.1)),
+            "text/mean_len": 12.0,
+        },
+        {"iteration": 1, "objective/score": 5e-324},
+    ]
+    assert isinstance(rows[0]["iteration"], int)
+    assert [json.loads(line) for line in folder.metrics.read_text().splitlines()] == rows
+
+
+def test_a_line_can_be_read_as_soon_as_it_is_recorded(folder: RunFolder) -> None:
+    with MetricsLog(folder) as log:
+        log.record(0, {"objective/score": 1.0})
+        log.record_samples([sample(0)])
+        assert len(read_metrics(folder.path)) == len(read_samples(folder.path)) == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float32("nan")])
+def test_nan_never_enters_and_the_metric_is_named(folder: RunFolder, bad: float) -> None:
+    """A run stops when its numbers are wrong: neither file takes a line of that call."""
+    with MetricsLog(folder) as log:
+        with pytest.raises(LearnerError, match=r"iteration 7: learner/loss is -?(nan|inf)"):
+            log.record(7, {"objective/score": 1.0, "learner/loss": bad})
+        with pytest.raises(LearnerError, match="kl of episode 3"):
+            log.record_samples([sample(7), sample(7, index=3, kl=bad)])
+        with pytest.raises(LearnerError, match="spelling of episode 0"):
+            log.record_samples([sample(7, parts={"spelling": bad})])
+    assert read_metrics(folder.path) == []
+    assert read_samples(folder.path) == []
+
+
+def test_samples_come_back_equal_whatever_the_text(folder: RunFolder) -> None:
+    """SPEC section 11: lone surrogates, NUL, line separators and quotes survive; a run without reference has no KL."""
+    records = [
+        sample(-1, 0, prompt="\ud83d", response='a\n"b"\x00\u2028\x85 é 😀 </script>'),
+        sample(0, 1, kl=None, reference_logprob_sum=None, parts={}, score=np.float32(0.1), length=np.int64(3)),
+    ]
+    with MetricsLog(folder) as log:
+        log.record_samples(records)
+        log.record_samples([])
+    assert read_samples(folder.path) == list(iter_samples(folder.path)) == records
+    assert folder.samples.read_bytes().isascii()
+    assert records[0].text.startswith("\ud83da\n")
+
+
+def write_iterations(log: MetricsLog, iterations: Iterator[int] | range) -> None:
+    for iteration in iterations:
+        log.record(iteration, {"objective/score": iteration * 1.5, "time/update": 0.25})
+        log.record_samples([sample(iteration, index) for index in range(2)])
+
+
+def test_truncate_forgets_the_iterations_that_are_done_again(folder: RunFolder) -> None:
+    """Issue part 11: a resumed run's records equal those of an uninterrupted one, its base episodes kept."""
+    with MetricsLog(folder) as log:
+        log.record_samples([sample(-1)])
+        write_iterations(log, range(6))
+    whole = (folder.metrics.read_bytes(), folder.samples.read_bytes())
+    with open(folder.metrics, "ab") as file:
+        file.write(b'{"iteration": 6, "objective/sc')
+    with open(folder.samples, "ab") as file:
+        file.write(b"\x00\x00\x00\n")
+    with MetricsLog(folder) as log:
+        log.truncate(3)
+        assert [row["iteration"] for row in read_metrics(folder.path)] == [0, 1, 2]
+        assert [record.iteration for record in read_samples(folder.path)] == [-1, 0, 0, 1, 1, 2, 2]
+        write_iterations(log, range(3, 6))
+    assert (folder.metrics.read_bytes(), folder.samples.read_bytes()) == whole
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(folder: RunFolder) -> None:
+    """Issue part 11: TensorBoard's reader drops what the resumed run does again."""
+    with MetricsLog(folder) as log:
+        for iteration in range(6):
+            log.record(iteration, {"objective/score": 1.0})
+    with MetricsLog(folder) as log:
+        log.truncate(3)
+        log.record(3, {"objective/score": 2.0})
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("objective/score")] == [
+        (0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tail", [b'{"iteration": 1', b'{"iteration": 1}', b"\x00\x00", b"[]\n", b"\n", b'{"a": 1}\n'])
+def test_a_torn_last_line_is_passed_over_and_then_removed(folder: RunFolder, tail: bytes) -> None:
+    """TOOLCHAIN: JSONL tore its last line twice in 30 kills."""
+    with MetricsLog(folder) as log:
+        log.record(0, {"objective/score": 1.0})
+    folder.metrics.write_bytes(folder.metrics.read_bytes() + tail)
+    assert [row["iteration"] for row in read_metrics(folder.path)] == [0]
+    with MetricsLog(folder) as log:
+        log.record(1, {"objective/score": 2.0})
+        log.sync()
+    assert [row["iteration"] for row in read_metrics(folder.path)] == [0, 1]
+
+
+def test_a_damaged_line_in_the_middle_is_named(folder: RunFolder) -> None:
+    folder.metrics.write_text('{"iteration": 0}\n{"itera\n{"iteration": 2}\n')
+    with pytest.raises(RunFolderError, match=r"metrics.jsonl:2 is damaged"):
+        read_metrics(folder.path)
+    folder.samples.write_text('{"iteration": 0}\n')
+    with pytest.raises(RunFolderError, match=r"samples.jsonl: an episode of iteration 0 lacks 'run'"):
+        read_samples(folder.path)
+
+
+def test_nothing_recorded_is_nothing_read(folder: RunFolder) -> None:
+    assert read_metrics(folder.path) == []
+    assert read_samples(folder.path) == []
+
+
+def test_comparable_leaves_out_wall_times_alone() -> None:
+    rows = [{"iteration": 0, "objective/score": 1.0, "time/update": 0.3}]
+    assert comparable(rows) == [{"iteration": 0, "objective/score": 1.0}]
+
+
+def shown(iterations: int, terminal: bool, start: int = 0) -> str:
+    """What `Progress` writes for iterations of 4 s each."""
+    stream = io.StringIO()
+    now = 0.0
+    console = Console(file=stream, force_terminal=terminal, width=100, color_system=None, legacy_windows=False)
+    with Progress(iterations, start, console=console, clock=lambda: now) as progress:
+        for iteration in range(start, iterations):
+            now += 4
+            progress.update(iteration, {"objective/score": iteration + 0.25, "objective/kl": 3.0})
+            if iteration == 2:
+                progress.message("[saved] checkpoint 3")
+    return stream.getvalue()
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
+    """DESIGN: reward, KL and time left; quiet where nobody watches: every 10 s at most, and at the end."""
+    assert shown(8, terminal=False).splitlines() == [
+        "iteration 1/8  reward 0.25  KL 3.00 nats  0:28 left",
+        "[saved] checkpoint 3",
+        "iteration 4/8  reward 3.25  KL 3.00 nats  0:16 left",
+        "iteration 7/8  reward 6.25  KL 3.00 nats  0:04 left",
+        "iteration 8/8  reward 7.25  KL 3.00 nats",
+    ]
+    assert shown(1000, terminal=False, start=998).splitlines()[0].endswith("0:04 left")
+
+
+def test_progress_of_a_long_run_without_kl_counts_hours() -> None:
+    stream = io.StringIO()
+    now = 0.0
+    progress = Progress(1001, console=Console(file=stream), clock=lambda: now)
+    now = 7.3
+    progress.update(0, {})
+    assert stream.getvalue() == "iteration 1/1001  2:01:40 left\n"
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    output = shown(4, terminal=True)
+    assert "4/4" in output
+    assert "━" in output
+    assert "reward 3.25  KL 3.00 nats" in output
+    assert "[saved] checkpoint 3" in output

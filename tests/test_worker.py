@@ -1,0 +1,111 @@
+"""The pool of rollout workers on a real Ray cluster: the same episodes from any number of workers, dead ones or late."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from rayrlhf.config import ModelConfig, PromptsConfig, RolloutConfig
+from rayrlhf.errors import EpisodeError, RolloutError
+from rayrlhf.policy import load_tokenizer
+from rayrlhf.prompts import load_prompts
+from rayrlhf.rollout import deal_specs
+from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.types import Trajectory
+from rayrlhf.worker import PublishedWeights, RolloutPool, WorkerSettings
+from tests.broken_environments import HangsOnce, KillsItsWorkerOnce
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+BATCHES = deal_specs(run_seed=1, iteration=0, groups=6, group_size=3, groups_per_batch=2)
+
+
+def make_pool(model: Path, environment: str = "single_turn", **rollout: object) -> RolloutPool:
+    config = RolloutConfig.model_validate({"workers": 1, "cpus_per_worker": 0.1, **rollout})
+    prompts = load_prompts(
+        PromptsConfig(text="Once upon a time"), load_tokenizer(ModelConfig(path=str(model))), 128, 16
+    )
+    settings = WorkerSettings(
+        ModelConfig(path=str(model)), environment, prompts.items, SamplingSettings(16), "cpu", "float32", 1
+    )
+    return RolloutPool(settings, config)
+
+
+def played(pool: RolloutPool) -> list[Trajectory]:
+    unused = PublishedWeights((ray.put(None),), version=0)
+    return [trajectory for batch in pool.play(BATCHES, unused) for trajectory in batch.trajectories]
+
+
+def same(one: list[Trajectory], other: list[Trajectory]) -> bool:
+    return len(one) == len(other) and all(
+        a.index == b.index
+        and np.array_equal(a.turns[0].response_ids, b.turns[0].response_ids)
+        and np.array_equal(a.turns[0].logprobs, b.turns[0].logprobs)
+        and np.array_equal(a.turns[0].reference_logprobs, b.turns[0].reference_logprobs)
+        for a, b in zip(one, other)
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model: Path, ray_cluster: None) -> list[Trajectory]:
+    """What one undisturbed worker plays."""
+    pool = make_pool(tiny_model)
+    trajectories = played(pool)
+    pool.close()
+    return trajectories
+
+
+def test_three_workers_play_what_one_plays(tiny_model: Path, expected: list[Trajectory]) -> None:
+    pool = make_pool(tiny_model, workers=3)
+    assert same(played(pool), expected)
+    pool.close()
+
+
+@pytest.mark.parametrize("environment", [KillsItsWorkerOnce, HangsOnce])
+def test_a_lost_batch_is_redone(
+    tiny_model: Path, expected: list[Trajectory], environment: type[KillsItsWorkerOnce]
+) -> None:
+    """SIGKILL in the middle of a batch, and a batch that never ends, change nothing in the episodes."""
+    environment.mark.unlink(missing_ok=True)
+    timeout_s = 20 if environment is HangsOnce else 300
+    pool = make_pool(tiny_model, f"tests.broken_environments:{environment.__name__}", workers=2, timeout_s=timeout_s)
+    assert same(played(pool), expected)
+    assert environment.mark.exists()
+    assert pool.deaths == 1
+    pool.close()
+
+
+def test_retries_end(tiny_model: Path) -> None:
+    pool = make_pool(tiny_model, "tests.broken_environments:AlwaysKillsItsWorker", max_retries=1)
+    with pytest.raises(RolloutError, match="lost 2 times"):
+        played(pool)
+    pool.close()
+
+
+def test_an_environment_that_raises_stops_the_run_by_name(tiny_model: Path) -> None:
+    pool = make_pool(tiny_model, "tests.broken_environments:Raises")
+    with pytest.raises(EpisodeError, match="the dragon ate the game") as caught:
+        played(pool)
+    assert "Traceback" not in str(caught.value)
+    pool.close()
+
+
+def test_wrong_weights_stop_the_run_by_name(tiny_model: Path) -> None:
+    """A trajectory carries the version it was sampled with; a worker without that version refuses."""
+    pool = make_pool(tiny_model)
+    with pytest.raises(RolloutError, match="version 7 were due"):
+        pool.play(BATCHES[:1], PublishedWeights((ray.put(None),), version=7))
+    pool.close()
+
+
+def test_closing_ends_the_processes(tiny_model: Path) -> None:
+    pool = make_pool(tiny_model, workers=2)
+    pool.ready()
+    pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in pool.actors])
+    pool.close()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+    assert not alive
