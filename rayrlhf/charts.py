@@ -47,12 +47,16 @@ class Series:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], level: tuple[str, float] | None = None, size: tuple[float, float] = (5.2, 2.6)
+    title: str,
+    series: Sequence[Series],
+    level: tuple[str, float] | None = None,
+    from_zero: bool = False,
+    size: tuple[float, float] = (5.2, 2.6),
 ) -> str:
     """A `<figure>` with the lines, over iterations, and a legend where there are several.
 
     Above 40 points a moving average is drawn over the faint raw line. level: label and height of a dashed line.
-    size: inches; the figure scales to the width it is given.
+    from_zero: the vertical axis holds 0. size: inches; the figure scales to the width it is given.
     """
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=size, layout="constrained")
@@ -64,9 +68,14 @@ def line_chart(
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.7)
         axes.tick_params(length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.margins(x=0.02)
+        if from_zero:
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 0.0), max(high, 0.0))
+        if all(len(line.values) == 1 for line in series):  # no width to scale by
+            axes.set_xlim(series[0].iterations[0] - 0.5, series[0].iterations[0] + 0.5)
         axes.set_axisbelow(True)
         drawing = io.StringIO()
         figure.savefig(drawing, format="svg", transparent=True)

@@ -26,7 +26,8 @@ _ELSEWHERE = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_i
 @app.command()
 def train(
     source: Annotated[
-        str | None, typer.Argument(metavar="SOURCE", help="A recipe's name or a YAML file.", show_default="alliteration")
+        str | None,
+        typer.Argument(metavar="SOURCE", help="A recipe's name or a YAML file.", show_default="alliteration"),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as rollout.workers=4.")

@@ -50,24 +50,25 @@ def _parser() -> YAML:
 
 
 class _Unusable(Exception):
-    """YAML that is well formed and means nothing in a config."""
+    """YAML that is well formed and means nothing in a config, or leads nowhere; `path` is where."""
+
+    def __init__(self, message: str, path: KeyPath = ()) -> None:
+        super().__init__(message)
+        self.path = path
 
 
-def _plain(value: Any, ancestors: tuple[int, ...] = ()) -> Any:
+def _plain(value: Any, path: KeyPath = ()) -> Any:
     """The value as plain dict, list, str, int, float, bool or None."""
-    if id(value) in ancestors:
-        raise _Unusable("a part of the config contains itself")
-    below = (*ancestors, id(value))
     if isinstance(value, CommentedMap):
-        return {str(key): _plain(item, below) for key, item in value.items()}
+        return {str(key): _plain(item, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, CommentedSeq):
-        return [_plain(item, below) for item in value]
+        return [_plain(item, (*path, index)) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool | ScalarBoolean):
         return None if value is None else bool(value)
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    raise _Unusable(f"a value of a kind that configs do not have ({getattr(value, 'tag', type(value).__name__)})")
+    raise _Unusable(f"YAML tags such as {getattr(value, 'tag', type(value).__name__)} have no meaning here", path)
 
 
 def _problem(error: YAMLError) -> str:
@@ -138,6 +139,7 @@ class Draft:
         self.tree = tree
         self.origin = origin
         self.written = written
+        self._overrides = 0  # how many were applied
 
     @classmethod
     def read(cls, path: Path, origin: str) -> Draft:
@@ -151,11 +153,12 @@ class Draft:
         except OSError as error:
             raise ConfigError(f"{origin}: cannot be read: {error.strerror}") from error
         document = _parse_file(_decoded(raw, origin), origin)
+        lines = _lines(document)
         try:
             tree = _plain(document)
         except _Unusable as error:
-            raise ConfigError(f"{origin}: {error}") from error
-        written = {path: Place(line, f"{origin}:{line}") for path, line in _lines(document).items()}
+            raise ConfigError(f"{origin}:{lines.get(error.path, 1)}: {dotted(error.path)}: {error}") from error
+        written = {path: Place(line, f"{origin}:{line}") for path, line in lines.items()}
         return cls(tree, origin, written)
 
     def override(self, text: str) -> None:
@@ -181,7 +184,8 @@ class Draft:
         except _Unusable as error:
             raise ConfigError(f"override {text}: {error}") from error
         self.written = {known: place for known, place in self.written.items() if known[: len(path)] != path}
-        self.written[path] = Place(FIRST_OVERRIDE + len(self.written), f"override {text}")
+        self.written[path] = Place(FIRST_OVERRIDE + self._overrides, f"override {text}")
+        self._overrides += 1
 
     def _open_reward(self, by_index: bool) -> None:
         """Spells the reward out as a section or a list of sections, whichever an override goes on into."""

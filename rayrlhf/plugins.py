@@ -159,7 +159,8 @@ def _unknown(kind: Kind, name: str) -> str:
 
 def _load_reference(kind: Kind, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
-    if not attribute or not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
+    words = [*module_name.split("."), *attribute.split(".")]
+    if module_name.endswith(".py") or not all(word.isidentifier() for word in words):
         stem = module_name.removesuffix(".py").replace(os.sep, ".").strip(".")
         raise _FAULT[kind](
             f"`{name}` is no `module:Name`: write the module as Python imports it and the class or function in it, "

@@ -17,37 +17,40 @@ class Progress:
     def __init__(
         self,
         iterations: int,
-        start: int = 0,
         console: Console | None = None,
         interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """iterations: of the whole run. start: how many of them are done (a resumed run).
+        """iterations: of the whole run. console: standard error by default. clock: in seconds.
 
-        console: standard error by default. interval_s: least time between two plain lines. clock: in seconds.
+        interval_s: least time between two plain lines.
         """
         self._iterations = iterations
         self._console = console or Console(stderr=True)
         self._interval_s = interval_s
         self._clock = clock
-        self._ends = deque([(start, clock())], maxlen=21)  # (iterations done, when): the last 20 tell the speed
+        # (iterations done, when): the last 20 tell the speed. A resumed run's first update says where it stands, and
+        # what came before any update is no iteration.
+        self._ends: deque[tuple[int, float]] = deque(maxlen=21)
         self._printed_at = float("-inf")
         self._bar: Bar | None = None
         if self._console.is_terminal:
             columns = (TextColumn("iteration"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
             self._bar = Bar(*columns, console=self._console)
-            self._task = self._bar.add_task("", total=iterations, completed=start)
+            self._task = self._bar.add_task("", total=iterations)
 
     def update(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """iteration: the one just done, counted from 0. metrics: those recorded of it."""
         done = iteration + 1
+        if self._ends and self._ends[-1][0] >= done:
+            self._ends.clear()  # the run went back to a checkpoint
         self._ends.append((done, self._clock()))
         facts = [
             f"{label} {metrics[name]:.2f}{unit}"
             for label, name, unit in (("reward", "objective/score", ""), ("KL", "objective/kl", " nats"))
             if name in metrics
         ]
-        if done < self._iterations:
+        if done < self._iterations and len(self._ends) > 1:
             facts.append(f"{_duration(self._seconds_left(done))} left")
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description="  ".join(facts))

@@ -25,7 +25,7 @@ TEXT_SHOWN = 2000
 DIVERSITY_POINTS = 200
 """Points of the diversity curve at most: each costs a pass over 50 texts."""
 
-STAGES = ("rollout", "reward", "update", "sync", "checkpoint")
+STAGES = ("sync", "rollout", "reward", "advantage", "update", "record", "checkpoint")
 """The parts of an iteration's wall time, `time/<stage>`; other times lie within one of them."""
 
 Rows = Sequence[Mapping[str, float]]
@@ -105,7 +105,7 @@ def _tiles(summary: RunSummary) -> str:
         ("diversity of base", summary.diversity_share, "{:.0%}"),
         ("iterations", summary.iterations, "{}"),
         ("episodes", summary.episodes, "{:,}"),
-        ("minutes", f"{minutes}:{seconds:02d}", "{}"),
+        ("minutes:seconds", f"{minutes}:{seconds:02d}", "{}"),
     )
     cells = (f"<div><b>{'–' if value is None else form.format(value)}</b>{name}</div>" for name, value, form in tiles)
     return f'<div class="tiles">{"".join(cells)}</div>'
@@ -120,13 +120,13 @@ def _curves(rows: Rows, summary: RunSummary, diversity: Sequence[tuple[int, floa
     base = None if summary.base_reward is None else ("base model", summary.base_reward)
     charts = []
     if rewards:
-        charts.append(line_chart("Reward", rewards, level=base))
+        charts.append(line_chart("Reward", rewards, level=base, from_zero=True))
     if kl := _series(rows, ["objective/kl"]):
-        charts.append(line_chart("KL from the base model, nats a sequence", kl))
+        charts.append(line_chart("KL from the base model, nats a sequence", kl, from_zero=True))
     if diversity:
         line = Series("diversity", [point[0] for point in diversity], [point[1] for point in diversity])
         title = "Diversity: distinct-2 of the last 50 texts, share of the base model's"
-        charts.append(line_chart(title, [line], level=("floor", DIVERSITY_FLOOR)))
+        charts.append(line_chart(title, [line], level=("floor", DIVERSITY_FLOOR), from_zero=True))
     small = [_small_chart(rows, name) for name in _SMALL_MULTIPLES if any(name in row for row in rows)]
     if not charts and not small:
         return ""
@@ -158,7 +158,7 @@ def _series(rows: Rows, names: Iterable[str]) -> list[Series]:
 def _samples(at: Mapping[int, Sequence[SampleRecord]]) -> str:
     """The first, middle and last iterations side by side; episodes evenly from each, not the best of it."""
     columns = []
-    for iteration, episodes in sorted(at.items()):
+    for iteration, episodes in sorted(item for item in at.items() if item[1]):
         step = max(1, len(episodes) // SAMPLES_SHOWN)
         cards = "".join(_card(episode) for episode in episodes[::step][:SAMPLES_SHOWN])
         columns.append(f"<section><h3>Iteration {iteration}</h3>{cards}</section>")
@@ -166,7 +166,7 @@ def _samples(at: Mapping[int, Sequence[SampleRecord]]) -> str:
 
 
 def _card(episode: SampleRecord) -> str:
-    facts = [f"<b>{episode.score:.2f}</b>"]
+    facts = [f"reward <b>{episode.score:.2f}</b>"]
     if len(episode.parts) > 1:
         facts += [f"{_text(name)} {value:.2f}" for name, value in episode.parts.items()]
     if episode.kl is not None:
@@ -196,11 +196,11 @@ def _times(rows: Rows) -> str:
         f'<td class="bar"><i style="width:{100 * seconds / total:.1f}%"></i></td></tr>'
         for name, seconds in stages.items()
     ]
-    inner = [
-        f'<tr class="inner"><th>{_text(name)}</th><td>{s:.3f} s</td><td></td><td></td></tr>'
-        for name, s in means.items()
+    lines += [
+        f'<tr class="inner"><th>{_text(name)}</th><td>{seconds:.3f} s</td><td></td><td></td></tr>'
+        for name, seconds in means.items()
     ]
-    return f"<h2>Time of an iteration: {total:.2f} s</h2><table>{''.join(lines + inner)}</table>"
+    return f"<h2>Time of an iteration: {total:.2f} s</h2><table>{''.join(lines)}</table>"
 
 
 def _time_names(rows: Rows) -> list[str]:

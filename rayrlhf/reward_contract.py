@@ -66,8 +66,10 @@ def example_trajectory(prompt: str, response: str, *further: tuple[str, str], in
     )  # fmt: skip
 
 
-def check_reward(name: str, timeout_s: float = 10.0, **parameters: Any) -> list[CheckResult]:
-    """Runs every check on the reward `name` with these parameters, each batch in a child process with a time limit.
+def check_reward(name: str, timeout_s: float = 10.0, /, **parameters: Any) -> list[CheckResult]:
+    """Runs every check on the reward `name` with these parameters.
+
+    timeout_s: how long one batch may take, in seconds. Batches are scored in a child process that is killed then.
 
     Raises RewardError where the reward cannot be loaded or built; all that goes wrong later is in the results.
     """
@@ -88,7 +90,7 @@ def check_reward(name: str, timeout_s: float = 10.0, **parameters: Any) -> list[
     return results
 
 
-def assert_reward(name: str, timeout_s: float = 10.0, **parameters: Any) -> None:
+def assert_reward(name: str, timeout_s: float = 10.0, /, **parameters: Any) -> None:
     """`check_reward` for a test of one's own: raises AssertionError with a line for each check that failed."""
     failed = [result for result in check_reward(name, timeout_s, **parameters) if not result.passed]
     assert not failed, "\n".join(f"{name}: {result.name}: {result.detail}" for result in failed)

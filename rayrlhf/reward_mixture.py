@@ -24,6 +24,8 @@ from rayrlhf.types import EpisodeScore, Trajectory
 if TYPE_CHECKING:
     from rayrlhf.config import RewardPart
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 PartValues = list[float] | float
 """One episode's checked value: a float for the episode, or one a turn."""
 
@@ -108,7 +110,7 @@ class RewardMixture:
                 total[-1] += weight * value
             else:
                 total += weight * np.asarray(value)
-        if not np.all(np.abs(total) <= np.finfo(np.float32).max):
+        if not np.all(np.abs(total) <= _LARGEST):
             raise RewardError(f"the weighted sum of rewards of episode {index} is too large for a float: {total}.")
         parts = {key: value if isinstance(value, float) else sum(value) for key, value in zip(self.keys, values)}
         return EpisodeScore(total=total.astype(np.float32), parts=parts)
@@ -253,7 +255,7 @@ def _number(key: str, where: str, value: Any) -> float:
             number = float(value)
         except (ValueError, TypeError, OverflowError):
             number = math.nan
-        if abs(number) <= np.finfo(np.float32).max:
+        if abs(number) <= _LARGEST:
             return number
     raise RewardError(f"reward `{key}` returned {shortened(value)} for {where}: it has to be a finite number.")
 

@@ -12,6 +12,7 @@ from rayrlhf.errors import RewardError
 from rayrlhf.plugins import nearest
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_TAKEN = frozenset({"name", "weight"})
 _POSITIONAL = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -46,6 +47,10 @@ def check_parameters(name: str, plugin: Any, given: Mapping[str, Any]) -> None:
     known = parameters_of(plugin)
     hints = _hints(plugin)
     takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+    for key in _TAKEN.intersection(known):
+        raise RewardError(
+            f"reward `{name}` has a parameter `{key}`, which means the part's own {key} in a config: rename it."
+        )
     faults = [f"has no parameter `{key}`{nearest(key, known)}" for key in given if key not in known and not takes_any]
     faults += [
         f"needs the parameter `{key}`."

@@ -25,10 +25,14 @@ def sft(
     output: Annotated[Path, typer.Argument(help="Folder for the trained model; it must not exist yet.")],
     text: Annotated[
         list[Path] | None,
-        typer.Option(help="Text file (documents separated by <|endoftext|>), .jsonl file (a `text` each line), or folder."),
+        typer.Option(
+            help="Text file (documents separated by <|endoftext|>), .jsonl file (a `text` each line), or folder."
+        ),
     ] = None,
     stories: Annotated[int, typer.Option(min=0, help="Train on so many generated children's stories as well.")] = 0,
-    model: Annotated[str | None, typer.Option(help="Continue from this model: a folder, a hub name, tiny-stories.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Continue from this model: a folder, a hub name, tiny-stories.")
+    ] = None,
     new: Annotated[
         str | None,
         typer.Option(
@@ -100,7 +104,9 @@ def parse_architecture(text: str) -> dict[str, int]:
         if key.strip() not in architecture:
             raise ConfigError(f"--new {part.strip()}: unknown; the keys are {', '.join(ARCHITECTURE)}")
         if not value.strip().isdecimal() or int(value) < 1:
-            raise ConfigError(f"--new {part.strip()}: give a positive whole number, as in {key.strip()}={ARCHITECTURE[key.strip()]}")
+            raise ConfigError(
+                f"--new {part.strip()}: give a positive whole number, as in {key.strip()}={ARCHITECTURE[key.strip()]}"
+            )
         architecture[key.strip()] = int(value)
     return architecture
 
@@ -108,7 +114,9 @@ def parse_architecture(text: str) -> dict[str, int]:
 def _blocks_per_forward(batch_blocks: int, workers: int, forward_blocks: int | None) -> int:
     """The largest number that --forward-blocks allows and that divides each worker's share of a step."""
     if batch_blocks % workers:
-        raise ConfigError(f"--batch-blocks {batch_blocks} cannot be dealt evenly to --workers {workers}: make it a multiple")
+        raise ConfigError(
+            f"--batch-blocks {batch_blocks} cannot be dealt evenly to --workers {workers}: make it a multiple"
+        )
     share = batch_blocks // workers
     most = min(share, forward_blocks or share)
     return next(blocks for blocks in range(most, 0, -1) if share % blocks == 0)

@@ -20,11 +20,18 @@ _SENTENCE_START = re.compile(r'(^"?|[.!?] "?|\." "?)([a-z])')
 
 MIN_WORDS, MAX_WORDS = 40, 120
 
+_DEEDS = [verb for verb in words.THING_VERBS if words.base(verb) not in words.STATE_VERBS]  # what one can propose to do
+
 # Slots of lower case are filled afresh at each use; the cast's (`name`, `friend`, `thing`, ...) stay through the story.
 _PHRASES: dict[str, Sequence[str]] = {
-    "the_thing": ("the {thing}", "the {look} {thing}", "the {look} {thing}", "the {adj} {look} {thing}", "{his} {adj} {thing}"),
+    "the_thing": (
+        "the {thing}", "the {look} {thing}", "the {look} {thing}", "the {adj} {look} {thing}", "{his} {adj} {thing}",
+    ),
     "a_thing": ("a {adj} {noun}", "a {adj} {noun}", "a {adj} {adj} {noun}", "a {noun}"),
-    "things": ("{adj} {nouns}", "{adj} {nouns}", "{adj} {adj} {nouns}", "{nouns} and {nouns}", "{adj} {nouns} and {adj} {nouns}"),
+    "things": (
+        "{adj} {nouns}", "{adj} {nouns}", "{adj} {adj} {nouns}", "{nouns} and {nouns}",
+        "{adj} {nouns} and {adj} {nouns}",
+    ),
     "a_place": ("a {padj} {spot}", "a {padj} {padj} {spot}"),
     "the_place": ("the {place}", "the {padj} {place}", "the {scenery} {place}", "the {padj} {scenery} {place}"),
     "somewhere": ("the {spot}", "the {padj} {spot}", "the {padj} {padj} {spot}"),
@@ -35,7 +42,7 @@ _PHRASES: dict[str, Sequence[str]] = {
     "toward": ("to", "to", "toward", "through", "past", "around"),
     "the_thing_new": ("a {look} {thing}", "a {adj} {look} {thing}"),
     "the_thing_now": ("the {thing}", "the {look} {thing}", "my {look} {thing}", "this {adj} {thing}"),
-    "how": ("{adv}", "very {adv}", "so {adv}", "{adv} and {adv}"),
+    "how": ("{manner}", "very {manner}", "so {manner}", "{manner} and {manner}"),
     "mood": ("{feel}", "very {feel}", "so {feel}", "{feel} and {feel}"),
     "many": ("many", "some", "two", "three", "four", "five", "six", "seven", "ten", "a few", "lots of"),
     "when": (
@@ -64,6 +71,9 @@ _OTHER_OPENINGS = (
     "It was a {weather} {weather} day, and {name} the {hero_kind} {felt} {mood}.",
 )
 _INTRODUCTIONS = (
+    "{name} wanted to {do} the {noun} that was near the {spot}.",
+    "{He} had a {cadj} family, a {cadj} {kind} and a house in the {spot}.",
+    "{name} had a {look} {thing}. It was the thing that {he} liked best of all.",
     "{name} loved to {act_b} and {act_b}.",
     "{name} liked {acting}, {acting} and {acting}.",
     "Every day {name} {did} {things} in {somewhere}.",
@@ -75,6 +85,9 @@ _INTRODUCTIONS = (
     "{name} had {the_thing_new}, and {he} {often} {did} it.",
 )
 _JOURNEYS = (
+    "{when}, {name} wanted to take the {thing} to the {place}.",
+    "{when}, they went to the {place} to see the {kind}.",
+    "Then {he} went with {friend} to the {place} to play with the {thing}.",
     "{when}, {the_hero} {adv} {motion} {toward} {the_place}.",
     "{when}, {name} and {friend} {motion} {toward} {the_place}.",
     "{name} {motion} and {motion} until {he} came to {the_place}.",
@@ -82,6 +95,8 @@ _JOURNEYS = (
     "So {the_hero} {how} {motion} {toward} {somewhere} and {motion} {toward} {the_place}.",
 )
 _MEETINGS = (
+    "They saw a {cadj} {kind} who wanted to talk to them.",
+    "Then the {friend_kind} told them to {act_b} with the others.",
     "There {he} met {friend}, a {cadj} {cadj} {friend_kind}.",
     "{the_friend} {adv} {acted} and {acted}.",
     "{friend} the {cadj} {friend_kind} was {adv} {acting} there.",
@@ -89,12 +104,16 @@ _MEETINGS = (
     "A {cadj} {kind} {social} {the_hero} and {adv} {acted}.",
 )
 _LOOKING = (
+    "They went to the {place}, but the {thing} was not there.",
+    "{He} had to {do} the {noun} to see what was in the {spot}.",
     "{name} looked under {a_thing}, behind {a_thing} and inside {somewhere}.",
     "{name} {adv} {did} {many} {nouns}, but {he} could not see {the_thing}.",
     "{the_friend} {adv} {motion} {toward} {somewhere} and {did} {a_thing}.",
     "They {adv} {did} {things} in {the_place}.",
 )
 _HELP = (
+    "{friend} told {name} that they had to take the {thing} to the {place}.",
+    "Then they {did} the {thing} that the {kind} had in the {spot}.",
     "{the_friend} {adv} {social} {name}, and they {adv} {did} {the_thing}.",
     "{friend} {adv} {did} {the_thing} and {social} {nature} {name}.",
     "Together they {motion} {toward} {the_place} and {adv} {did} {the_thing}.",
@@ -112,18 +131,23 @@ _TALK = (
     '"Yes, {nature} {name}," {said} {the_friend}, {acting} {adv}.',
 )
 _FEELINGS = (
+    "{name} was {feel}, but {he} wanted to {act_b} with {his} friend.",
+    "{He} thought that it was the best day of all.",
     "{name} {felt} {mood}.",
     "{the_friend} {felt} {mood} and {adv} {acted}.",
     "{name} {acted} and {acted}, for {he} was {mood}.",
     "{name} {adv} {acted}, and {cadj} {friend} {acted} too.",
 )
 _MEALS = (
+    "They sat at the table and {ate} the {food} that {friend} had made.",
     "They {adv} {ate} {meal}, {adj_food} {food} and {adj_food} {food}.",
     "{friend} {ate} {meal} with {the_hero}.",
     "{name} {adv} {ate} {meal}.",
     "{many} {cadj} {friends} brought {meal} and {things}.",
 )
 _ENDINGS = (
+    "They were so {feel} that they went to the {place} to play.",
+    "{He} said that {he} would {do} the {thing} with {friend} every day.",
     "From that day on, {name} and {friend} were {cadj} friends.",
     "And they all lived happily ever after.",
     "{name} {adv} {motion} home and {acted} with {the_thing}.",
@@ -133,6 +157,7 @@ _ENDINGS = (
     "After that, {nature} {name} {often} {did} {things}.",
 )
 _LOSS = (
+    "But {name} could not find the {thing}, for the {kind} had taken it.",
     "But then {the_thing} was gone!",
     "But then {the_hero} lost {his} {adj} {look} {thing} near {the_place}.",
     "Suddenly, {someone} {adv} took {the_thing} and {motion} {toward} {somewhere}.",
@@ -144,22 +169,26 @@ _RECOVERY = (
     "{the_friend} {adv} gave {name} {the_thing}.",
 )
 _DISCOVERY = (
+    "They thought that the {thing} was too {adj} to take to the {place}.",
     "There {he} {adv} found {a_thing} and {the_thing_new}.",
     "In {the_place}, {the_hero} saw {the_thing_new}.",
     "{name} {did} {the_thing_new} near {somewhere}.",
 )
 _GIFT = (
+    "{He} wanted to make {friend} {feel} with the {thing}.",
     "{name} wanted to {do} {the_thing_new} for {the_friend}.",
     "It was the birthday of {the_friend}.",
     "{the_hero} {adv} {did} {things}, {things} and {a_thing}.",
     "{name} {how} {did} {the_thing} with {things}.",
 )
 _FRIGHT = (
+    "Then the {kind} told them that there was a {cadj} {kind} in the {place}.",
     "Suddenly, {someone} {adv} {acted} in {somewhere}.",
     "A {cadj} {cadj} {kind} {adv} {motion} {toward} {the_place}!",
     "It was {weather} and {weather}, and {name} {felt} {mood}.",
 )
 _GAME = (
+    "They took turns to {do} the {thing} and to {act_b}.",
     "They played with {the_thing} and {adv} {motion} {toward} {somewhere}.",
     "{name} {adv} {motion}, {friend} {adv} {motion}, and {someone} {acted}.",
     "{many} {cadj} {friends} {motion} and {acted} in {the_place}.",
@@ -181,6 +210,8 @@ class _Story:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._last = ""
+        self._bound: frozenset[str] = frozenset()
         name, pronouns = self._person()
         friend, _ = self._person()
         while friend == name:
@@ -193,6 +224,7 @@ class _Story:
             "nature": self._common(words.CHARACTER_ADJECTIVES), "scenery": self._common(words.PLACE_ADJECTIVES),
             "place": self._common(words.PLACES),
         }  # fmt: skip
+        self._bound = frozenset(self._cast[slot] for slot in ("look", "nature", "scenery"))
         pick = self._common
         self._fresh: dict[str, Callable[[], str]] = {
             "adj": lambda: pick(words.THING_ADJECTIVES),
@@ -205,13 +237,14 @@ class _Story:
             "spot": lambda: pick(words.PLACES),
             "kind": self._kind,
             "friends": lambda: words.plural(self._kind()),
-            "adv": lambda: pick(words.ADVERBS),
+            "adv": lambda: pick(words.ADVERBS) if rng.random() < 0.6 else "",  # `_polish` closes the gap
+            "manner": lambda: pick(words.ADVERBS),
             "feel": lambda: pick(words.FEELINGS),
             "weather": lambda: pick(words.WEATHERS),
             "motion": lambda: words.past(pick(words.MOTION_VERBS)),
             "moving": lambda: words.present_participle(pick(words.MOTION_VERBS)),
             "did": lambda: words.past(pick(words.THING_VERBS)),
-            "do": lambda: words.base(pick(words.THING_VERBS)),
+            "do": lambda: words.base(pick(_DEEDS)),
             "social": lambda: words.past(pick(words.PEOPLE_VERBS)),
             "acted": lambda: words.past(pick(words.ACTION_VERBS)),
             "act_b": lambda: words.base(pick(words.ACTION_VERBS)),
@@ -236,9 +269,13 @@ class _Story:
         return self._common(words.ANIMALS if self._rng.random() < 0.6 else words.PEOPLE)
 
     def _common(self, choices: Sequence[str], flatness: int = 3) -> str:
-        """Draws with weight 1 / (rank + flatness), as words of a language fall off (Zipf 1935, flattened)."""
+        """Draws with weight 1 / (rank + flatness), as a language does (Mandelbrot 1953); no word twice in a row."""
         weights = _cumulative(len(choices), flatness)
-        return self._rng.choices(choices, cum_weights=weights)[0]
+        word = self._last
+        while word == self._last or word in self._bound:  # never "a happy happy dog"
+            word = self._rng.choices(choices, cum_weights=weights)[0]
+        self._last = word
+        return word
 
     def expand(self, template: str) -> str:
         def fill(match: re.Match[str]) -> str:
@@ -271,12 +308,13 @@ def _cumulative(length: int, flatness: int) -> list[float]:
 
 
 def _polish(text: str) -> str:
-    """Articles by sound, capitals at sentence starts."""
+    """No gaps, articles by sound, capitals at sentence starts."""
 
     def article(match: re.Match[str]) -> str:
         chosen = words.article(match[2])
         return (chosen.capitalize() if match[1] == "A" else chosen) + " "
 
+    text = re.sub(r" +(?=[.,!?])", "", re.sub(r" +", " ", text))
     text = _ARTICLE.sub(article, text)
     return _SENTENCE_START.sub(lambda match: match[1] + match[2].upper(), text)
 

@@ -72,7 +72,8 @@ class BaseDiversity:
 def read_history(folder: Path, points: Iterable[int] | None = None, keep: Iterable[int] = ()) -> EpisodeHistory:
     """Reads the episodes of the run at `folder` once.
 
-    points: iterations after which the diversity is taken; None: after each. keep: iterations whose episodes are wanted.
+    points: iterations after which the diversity is taken, as after the last; None: after each. keep: iterations whose
+    episodes are wanted.
     """
     wanted = None if points is None else set(points)
     kept: dict[int, list[SampleRecord]] = {iteration: [] for iteration in keep}
@@ -82,8 +83,8 @@ def read_history(folder: Path, points: Iterable[int] | None = None, keep: Iterab
     reference: BaseDiversity | None = None
     episodes = 0
 
-    def close_iteration() -> None:
-        if last and reference and (wanted is None or last[-1].iteration in wanted):
+    def take_diversity(asked_for: bool) -> None:
+        if last and reference and asked_for:
             share = reference.share([record.text for record in last])
             if share is not None:
                 diversity.append((last[-1].iteration, share))
@@ -96,10 +97,10 @@ def read_history(folder: Path, points: Iterable[int] | None = None, keep: Iterab
             continue
         reference = reference or BaseDiversity([sample.text for sample in base])
         if last and last[-1].iteration != record.iteration:
-            close_iteration()
+            take_diversity(wanted is None or last[-1].iteration in wanted)
         last.append(record)
         episodes += 1
-    close_iteration()
+    take_diversity(True)
     at = {iteration: tuple(records) for iteration, records in kept.items()}
     return EpisodeHistory(episodes, tuple(base), tuple(last), tuple(diversity), at)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -189,7 +190,12 @@ class ProgressAndCheckpoints(pl.Callback):
         self.settings, self.work = settings, work
         self.every = max(1, settings.steps // 50)
         self.since = time.monotonic()
-        self.lines_at = -1
+        self.lines_at = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._line(step=trainer.global_step, pid=os.getpid())
+        self.lines_at = trainer.global_step
+        self.since = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -198,7 +204,7 @@ class ProgressAndCheckpoints(pl.Callback):
         step = trainer.global_step
         if step == self.lines_at or (step % self.every and step != self.settings.steps):
             return
-        steps, self.lines_at = step - max(0, self.lines_at), step
+        steps, self.lines_at = step - self.lines_at, step
         loss = pl_module.last_loss.clone()
         dist.all_reduce(loss)
         now = time.monotonic()
@@ -240,7 +246,9 @@ def save_model(model: PreTrainedModel, settings: SupervisedSettings, work: Path)
         gathered = deepspeed.zero.GatheredParameters([value]) if settings.zero_stage == 3 else contextlib.nullcontext()
         with gathered:
             if rank == 0:
-                state[name] = value.detach().to("cpu", model.dtype, copy=True) if value.is_floating_point() else value.cpu()
+                state[name] = (
+                    value.detach().to("cpu", model.dtype, copy=True) if value.is_floating_point() else value.cpu()
+                )
     if rank == 0:
         aside = work / f"{MODEL}.new"
         shutil.rmtree(aside, ignore_errors=True)

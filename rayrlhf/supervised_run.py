@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import threading
@@ -22,9 +23,23 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rayrlhf.corpus import pack, split_documents, token_stream
 from rayrlhf.durable import replace_file
-from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, ModelError, PromptError, RunFolderError, UserError
+from rayrlhf.errors import (
+    CheckpointError,
+    InstallationError,
+    LearnerError,
+    ModelError,
+    PromptError,
+    RunFolderError,
+    UserError,
+)
 from rayrlhf.supervised import (
-    MODEL, PROGRESS, TRAINING_BLOCKS, VALIDATION_BLOCKS, SupervisedSettings, as_config, train_on_worker,
+    MODEL,
+    PROGRESS,
+    TRAINING_BLOCKS,
+    VALIDATION_BLOCKS,
+    SupervisedSettings,
+    as_config,
+    train_on_worker,
 )  # fmt: skip
 from rayrlhf.tokenizer_training import new_llama, train_tokenizer
 
@@ -65,12 +80,14 @@ def supervised_run(
     _check_folders(output, work, resume)
     if output.exists():
         show(f"{output} is finished: nothing to resume")
+        shutil.rmtree(work, ignore_errors=True)
         return json.loads((output / "training.json").read_text())["validation_loss"]
     work.mkdir(parents=True, exist_ok=True)
     settings = _prepare(work, settings, documents, request, validation_share, new, show)
     loss = _fit(settings, work, show)
     model = work / MODEL
-    summary = {**request, "settings": {**asdict(settings), "model": str(request.get("model"))}, "validation_loss": loss}
+    settings = replace(settings, model=str(request.get("model") or "new"))
+    summary = {"request": request, "settings": asdict(settings), "validation_loss": loss}
     replace_file(model / "training.json", [json.dumps(summary, indent=1, default=str).encode()])
     model.rename(output)
     shutil.rmtree(work)
@@ -134,7 +151,9 @@ def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {settings.model} does not load: {reason}") from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"--model {settings.model}: its tokenizer has no end-of-sequence token to put between documents")
+        raise ModelError(
+            f"--model {settings.model}: its tokenizer has no end-of-sequence token to put between documents"
+        )
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and settings.block_size > context:
         raise ModelError(f"--block-size {settings.block_size} is more than the {context} tokens {settings.model} takes")
@@ -166,7 +185,7 @@ def _cluster(workers: int) -> Iterator[None]:
             num_cpus=max(os.cpu_count() or 1, workers + 1),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
         )
     try:
@@ -192,12 +211,15 @@ def _fit(settings: SupervisedSettings, work: Path, show: Callable[[str], None]) 
             train_loop_config=as_config(settings, work),
             torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
             scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=cuda),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]  # annotated as version 1, but it is version 2
                 # A run of this name in this storage is resumed without a word: only --resume lets us come here twice.
                 name="ray",
                 storage_path=str(work),
                 # The default for a controller that cannot start, for lack of resources, is to try without end.
-                failure_config=FailureConfig(max_failures=_MAX_FAILURES, controller_failure_limit=0),
+                failure_config=FailureConfig(
+                    max_failures=_MAX_FAILURES,
+                    controller_failure_limit=0,  # type: ignore[call-arg]
+                ),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 worker_runtime_env={"env_vars": environment},
             ),
@@ -259,6 +281,8 @@ def _shown(path: Path, steps: int, show: Callable[[str], None]) -> Iterator[None
 
 
 def _progress_line(values: Mapping[str, float], steps: int) -> str:
+    if "pid" in values:
+        return f"training from step {int(values['step'])} of {steps}"
     step = f"step {int(values['step']):>{len(str(steps))}}/{steps}"
     if "validation_loss" in values:
         return f"{step}  validation loss {values['validation_loss']:.4f}  perplexity {values['perplexity']:.3f}"

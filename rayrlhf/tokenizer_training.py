@@ -24,7 +24,9 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int, context: int) -> 
         ModelError: `vocabulary` has no room for all bytes and the two special tokens.
     """
     if vocabulary < MIN_VOCABULARY:
-        raise ModelError(f"--vocabulary {vocabulary} is too small: a byte-level tokenizer has at least {MIN_VOCABULARY} tokens")
+        raise ModelError(
+            f"--vocabulary {vocabulary} is too small: a byte-level tokenizer has at least {MIN_VOCABULARY} tokens"
+        )
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -75,4 +77,4 @@ def new_llama(tokenizer: PreTrainedTokenizerFast, architecture: dict[str, int], 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).to(torch.float32)
+        return LlamaForCausalLM(config).float()

@@ -31,11 +31,12 @@ from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.policy import context_length, load_tokenizer
 from rayrlhf.progress import Progress
 from rayrlhf.prompts import Prompts, load_prompts
-from rayrlhf.report import RunSummary, summarise, write_report
+from rayrlhf.report import write_report
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs, rollout_metrics
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.summary import RunSummary, summarise
 from rayrlhf.text_statistics import text_metrics
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory
 from rayrlhf.worker import PlayedBatch, RolloutPool, WorkerSettings
@@ -107,6 +108,7 @@ class Trainer:
         self.max_logprob_gap = max_logprob_gap
         self.saved = 0  # iterations behind the latest checkpoint
         self.untrained_algorithm = algorithm.state_dict()
+        self.started = time.perf_counter()  # of this session: time/elapsed counts from here
 
     def run(self, resume: bool) -> None:
         """Runs to the schedule's end. Stopped by a signal or a fault, it leaves a checkpoint of the last whole iteration."""
@@ -151,7 +153,8 @@ class Trainer:
             with watch("record"):
                 self.record_samples(iteration, trajectories, scores)
                 texts = episode_metrics(trajectories, scores)
-        times = {**watch.seconds, **worker_times(played, watch.seconds["time/rollout"], len(self.rollouts.actors))}
+        elapsed = time.perf_counter() - self.started
+        times = {"time/elapsed": elapsed, **watch.seconds, **worker_times(played, watch.seconds["time/rollout"], len(self.rollouts.actors))}
         metrics = {**objective, **texts, **report.metrics, **times}
         self.log.record(iteration, metrics)
         self.progress.update(iteration, metrics)

@@ -1,6 +1,7 @@
 """One rank of a learner and of the bare PyTorch loop it is held against; test_learner.py compares what this records.
 
-Two ranks: `python tests/learner_process.py FOLDER MODEL RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set.
+Two ranks: `python tests/learner_process.py FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds
+the models `llama` and `gpt2`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
+import gc
 import pickle
 import sys
 from dataclasses import dataclass, field
@@ -36,7 +38,10 @@ LOSSES: dict[str, PolicyLoss] = {
     "truncated importance": PolicyGradientLoss(importance_cap=1.05),
     "clipped": ClippedLoss(clip_range=0.1),
 }
-BUDGETS = (40, 90, 4096)  # tokens a micro-batch: many, some, one
+GRADIENTS = (  # loss, tokens a micro-batch: from one sequence each to all at once
+    ("policy gradient", 10), ("policy gradient", 50), ("policy gradient", 4096),
+    ("truncated importance", 50), ("clipped", 50),
+)  # fmt: skip
 
 
 def make_sequences(count: int, seed: int, whole: bool = False, behaviour: float = -5.76) -> list[TrainingSequence]:
@@ -77,6 +82,7 @@ class Case:
     budget: int = 4096
     loss: PolicyLoss = LOSSES["policy gradient"]
     whole: bool = False
+    model: str = "llama"
 
     def batches(self) -> list[list[TrainingSequence]]:
         return [make_sequences(count, seed=number, whole=self.whole) for number, count in enumerate(self.counts)]
@@ -84,6 +90,7 @@ class Case:
 
 @dataclass
 class Recorded:
+    start: dict[str, np.ndarray] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     grad_norms: list[float] = field(default_factory=list)
     micro_batches: list[int] = field(default_factory=list)
@@ -93,7 +100,8 @@ class Recorded:
 CASES = {
     "accumulation and clip": Case(AdamWConfig(lr=1e-3, max_grad_norm=0.01), counts=(24,) * 5, budget=120),
     "neither": Case(AdamWConfig(lr=1e-3, max_grad_norm=None), counts=(8,) * 5, whole=True),
-    "changing accumulation": Case(SGDConfig(lr=0.5, max_grad_norm=None), counts=(24, 12, 4, 12, 2), budget=120),
+    "neither, gpt2": Case(AdamWConfig(lr=1e-3, max_grad_norm=None), counts=(8,) * 5, whole=True, model="gpt2"),
+    "changing accumulation": Case(SGDConfig(lr=0.01, max_grad_norm=None), counts=(24, 12, 4, 12, 2), budget=120),
 }
 
 
@@ -120,7 +128,7 @@ def learner_run(case: Case, model: str, rank: int, world: int, stage: int) -> Re
     learner = build(
         model, rank, world, stage, loss=case.loss, optimizer=case.optimizer, tokens_per_micro_batch=case.budget
     )
-    recorded = Recorded()
+    recorded = Recorded(start=arrays_of(learner.weights()))
     for iteration, sequences in enumerate(case.batches()):
         metrics = learner.update(sequences, iteration).metrics
         recorded.grad_norms.append(metrics["learner/grad_norm"])
@@ -176,11 +184,10 @@ def gradients(model: str, rank: int, world: int, stage: int) -> dict[tuple[str, 
     """(loss, budget) -> the gradient that SGD with learning rate 1 took away. Five sequences: uneven on two ranks."""
     taken = {}
     start = arrays_of_module(load_policy_plain(model))
-    for name, loss in LOSSES.items():
-        for budget in BUDGETS:
-            case = Case(SGDConfig(lr=1.0, max_grad_norm=None), counts=(5,), budget=budget, loss=loss)
-            recorded = learner_run(case, model, rank, world, stage)
-            taken[name, budget] = {key: start[key] - value for key, value in recorded.arrays.items()}
+    for name, budget in GRADIENTS:
+        case = Case(SGDConfig(lr=1.0, max_grad_norm=None), counts=(5,), budget=budget, loss=LOSSES[name])
+        recorded = learner_run(case, model, rank, world, stage)
+        taken[name, budget] = {key: start[key] - value for key, value in recorded.arrays.items()}
     return taken
 
 
@@ -246,26 +253,30 @@ def arrays_of_module(module: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().numpy().copy() for name, value in module.named_parameters()}
 
 
-def run(folder: Path, model: str, rank: int, world: int) -> dict[Any, Any]:
+def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
     """Everything that is compared, by name; collective."""
+    gc.freeze()  # ZeRO stage 3 collects garbage whenever it is built
     results: dict[Any, Any] = {}
+    model = str(folder / "llama")
     for stage in STAGES:
-        learner = build(model, rank, world, stage)
-        results["start", stage] = arrays_of(learner.weights())
-        learner.close()
         for name, case in CASES.items():
-            results[name, stage] = learner_run(case, model, rank, world, stage)
+            results[name, stage] = learner_run(case, str(folder / case.model), rank, world, stage)
         results["gradients", stage] = gradients(model, rank, world, stage)
         results["resume", stage] = resume(folder, model, rank, world, stage)
         exploding = ExplodingLoss(importance_cap=None)
         results["infinite loss", stage] = refused_update(model, rank, world, stage, exploding, MARKER)
     results["nan advantage"] = refused_update(model, rank, world, 2, LOSSES["clipped"], float("nan"))
     for name, case in CASES.items():  # after the learners: the process group is theirs
-        results[name, "loop"] = loop_run(case, model, rank, world)
+        results[name, "loop"] = loop_run(case, str(folder / case.model), rank, world)
     return results
 
 
-if __name__ == "__main__":
+def main(folder: Path, rank: int, world: int) -> None:
     torch.set_num_threads(1)
-    out, model_folder, own_rank, of = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    (out / f"rank-{own_rank}.pickle").write_bytes(pickle.dumps(run(out, model_folder, own_rank, of)))
+    (folder / f"rank-{rank}.pickle").write_bytes(pickle.dumps(run(folder, rank, world)))
+
+
+if __name__ == "__main__":
+    import learner_process  # so that what is pickled has a module of that name, not __main__
+
+    learner_process.main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -238,7 +238,7 @@ KILLED_AT_EVERY_STEP = """
 import os, pathlib, shutil, sys, warnings
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import save
-from rayrlhf.checkpoint import CheckpointStore, newest_model
+from rayrlhf.checkpoint import CheckpointStore, newest_model, verify, whole_checkpoints
 
 warnings.simplefilter("error")
 root, before, saved, keep = pathlib.Path(sys.argv[1]), eval(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
@@ -263,6 +263,8 @@ while died:
         os._exit(0)
     died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     newest_model(folder)  # a reader of the folder as it was left finds a whole model
+    for iteration in whole_checkpoints(folder):
+        verify(folder / f"{iteration:06d}")  # and no half of one under its name
     store = CheckpointStore(folder, keep, 1)
     found = store.latest()
     assert (found.iteration, found.state["content"]) in {(before[-1], "old"), (saved, "new")}, found

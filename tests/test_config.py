@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from rayrlhf.config import AdamWConfig, GRPOConfig, ReinforceConfig, RewardPart, RLOOConfig, RunConfig, SGDConfig
 from rayrlhf.config_loading import dump_config, load_config, recipes
 from rayrlhf.errors import ConfigError
@@ -107,12 +108,22 @@ BAD_FILES = {
         "seed: 1\nreward: [a,\n",
         "run.yaml:3: while parsing a flow node, expected the node content, but found '<stream end>'",
     ),
-    "control character": ("seed: 1\nname: a\x07b\n", "run.yaml:2: unacceptable character #x0007: special characters are not allowed"),
+    "control character": (
+        "seed: 1\nname: a\x07b\n",
+        "run.yaml:2: unacceptable character #x0007: special characters are not allowed",
+    ),
     "bytes that are no text": (b"seed: 1\nname: \xff\n", "run.yaml:2: the file is not UTF-8 text (byte 0xff)"),
     "empty file": ("# nothing\n", "run.yaml:1: the file is empty; write `key: value` lines, or leave the file out"),
     "list": ("# a list\n- seed: 1\n", "run.yaml:2: the file holds a list, not `key: value` lines"),
     "single value": ("alliteration\n", "run.yaml:1: the file holds a single value, not `key: value` lines"),
-    "value that contains itself": ("reward: &r\n  name: x\n  inner: *r\n", "run.yaml: a part of the config contains itself"),
+    "YAML tag": (
+        "rollout:\n  workers: !many 4\n",
+        "run.yaml:2: rollout.workers: YAML tags such as !many have no meaning here",
+    ),
+    "two documents": (
+        "seed: 1\n---\nseed: 2\n",
+        "run.yaml:2: expected a single document in the stream, but found another document",
+    ),
 }  # fmt: skip
 
 
@@ -160,8 +171,8 @@ def test_all_faults_of_file_and_overrides_come_at_once_in_the_order_written_x_7(
         "run.yaml:4: rollout.wrokers: unknown key, did you mean rollout.workers?",
         "run.yaml:5: seed: must be at least 0, not -1",
         "run.yaml:7: learner.zero_stage: must be one of 0, 1, 2, 3, not 7",
-        "override algorithm.kl.coef=-1: must be at least 0, not -1",
         "override checkpoint.every.x=1: checkpoint.every: must be a whole number, not a section",
+        "override algorithm.kl.coef=-1: must be at least 0, not -1",
         "override nonsense: write KEY=VALUE with a dotted key, as in rollout.workers=4",
     ]
 
@@ -222,7 +233,9 @@ REWARD_OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "expected"), REWARD_OVERRIDES, ids=[" ".join(row[0]) for row in REWARD_OVERRIDES])
+@pytest.mark.parametrize(
+    ("overrides", "expected"), REWARD_OVERRIDES, ids=[" ".join(row[0]) for row in REWARD_OVERRIDES]
+)
 @pytest.mark.parametrize(
     "written", ["seed: 0", "reward: alliteration", "reward: {name: alliteration}", "reward: [alliteration]"]
 )
@@ -267,7 +280,9 @@ def test_null_and_text_that_looks_like_something_else() -> None:
 
 
 def test_anchors_are_followed_and_a_byte_order_mark_is_no_fault() -> None:
-    Path("run.yaml").write_bytes(b"\xef\xbb\xbflearner: &limits {timeout_s: 5}\nrollout:\n  <<: *limits\n  workers: 3\n")
+    Path("run.yaml").write_bytes(
+        b"\xef\xbb\xbflearner: &limits {timeout_s: 5}\nrollout:\n  <<: *limits\n  workers: 3\n"
+    )
     config = load_config("run.yaml", [])
     assert (config.rollout.timeout_s, config.rollout.workers, config.learner.timeout_s) == (5, 3, 5)
 
@@ -291,7 +306,11 @@ def test_the_recipes_and_what_their_first_line_says() -> None:
 def test_the_default_recipe_is_the_tried_alliteration_job() -> None:
     config = load_config(None, [])
     assert (config.reward, config.iterations) == ((RewardPart(name="alliteration"),), 120)
-    assert (config.rollout.groups_per_iteration, config.rollout.group_size, config.rollout.max_new_tokens) == (4, 10, 64)
+    assert (config.rollout.groups_per_iteration, config.rollout.group_size, config.rollout.max_new_tokens) == (
+        4,
+        10,
+        64,
+    )
     assert isinstance(config.algorithm, RLOOConfig)
     assert (config.algorithm.kl.coef, config.algorithm.kl.reduction) == (0.4, "sum")
     assert isinstance(config.optimizer, AdamWConfig)
@@ -320,12 +339,18 @@ def test_parity_recipes_are_the_published_numbers_allit_2_to_6(
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 plain_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=5,
 )
 parameters = st.dictionaries(
-    st.text(string.ascii_letters, min_size=1).filter(lambda key: key not in ("name", "weight")), plain_values, max_size=3
+    st.text(string.ascii_letters, min_size=1).filter(lambda key: key not in ("name", "weight")),
+    plain_values,
+    max_size=3,
 )
 positive = st.floats(min_value=1e-30, max_value=1e30)
 configs = st.builds(

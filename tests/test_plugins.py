@@ -18,9 +18,8 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 @pytest.fixture(autouse=True)
 def working_directory(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the user's own modules; what a test adds to `sys.path` and `sys.modules` goes with it."""
+    """The folder of the user's own modules; what a test adds to `sys.path` goes with it."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
     monkeypatch.chdir(FIXTURES)
     return FIXTURES
 
@@ -42,10 +41,10 @@ def test_built_in_reward_is_the_class_named_as_its_file(name: str) -> None:
 
 
 def test_inner_capitals_of_the_class_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "textworld.py").write_text("class TextWorld:\n    def __call__(self, trajectories): ...\n")
+    (tmp_path / "wordplay.py").write_text("class WordPlay:\n    def __call__(self, trajectories): ...\n")
     (tmp_path / "orphan.py").write_text("class Other: ...\n")
     monkeypatch.setattr(rayrlhf.rewards, "__path__", [*rayrlhf.rewards.__path__, str(tmp_path)])
-    assert plugins.load("reward", "textworld").__name__ == "TextWorld"
+    assert plugins.load("reward", "wordplay").__name__ == "WordPlay"
     with pytest.raises(RewardError, match=r"orphan\.py has no class `Orphan`"):
         plugins.load("reward", "orphan")
 
@@ -84,7 +83,7 @@ def test_own_function_and_class_from_the_working_directory() -> None:
         ("user_rewards", r"of your own user_rewards\.py write `user_rewards:Name`"),
         ("user_rewards:shoutin", r"user_rewards\.py has no `shoutin`: did you mean `shouting`\?"),
         ("user_reward:shouting", r"a module `user_reward`, which is neither .*: did you mean `user_rewards`\?"),
-        ("user_rewards.py:shouting", r"no `module:Name`.* `user_rewards:shouting`|no module|`user_rewards"),
+        ("user_rewards.py:shouting", r"is no `module:Name`.*as in `user_rewards:shouting`"),
         ("user_rewards:", r"is no `module:Name`"),
         (":shouting", r"is no `module:Name`"),
         ("folder/user_rewards.py:shouting", r"as in `folder\.user_rewards:shouting`"),

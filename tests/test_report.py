@@ -5,45 +5,24 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
-from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ruamel.yaml import YAML
 
 from rayrlhf.charts import Series, line_chart, moving_average
 from rayrlhf.config import RunConfig
+from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import RunFolderError
 from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.report import verdict, write_report
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.summary import BaseDiversity, RunSummary, read_history, summarise
 
-WORDS = [
-    "a",
-    "big",
-    "bear",
-    "sat",
-    "by",
-    "the",
-    "soft",
-    "sea",
-    "and",
-    "sang",
-    "silly",
-    "songs",
-    "to",
-    "seven",
-    "small",
-    "seals",
-    "while",
-    "tim",
-    "took",
-    "the",
-    "tall",
-    "tree",
-]
+WORDS = (
+    "a big bear sat by the soft sea and sang silly songs to seven small seals while tim took the tall tree".split()  # noqa: SIM905
+)
 HOSTILE = '<script>alert(1)</script> <img src="http://example.invalid/x.png"> \x00\x1b[31m \ud83d \u202e & "'
 
 
@@ -55,10 +34,8 @@ def make_run(
     config = RunConfig.model_validate(
         {"name": "synthetic", "storage_path": str(storage), "iterations": planned, "reward": [*names]}
     )
-    text = StringIO()
-    YAML(typ="safe", pure=True).dump(config.model_dump(mode="json"), text)
     random = np.random.default_rng(0)
-    with RunFolder.create(config, text.getvalue()) as folder, MetricsLog(folder) as log:
+    with RunFolder.create(config, dump_config(config)) as folder, MetricsLog(folder) as log:
         log.record_samples(episode(random, -1, index, 0.0, kl, names) for index in range(base_episodes))
         for iteration in range(iterations):
             skill = iteration / max(planned, 1)
@@ -74,7 +51,7 @@ def episode(
     chosen = [
         str(random.choice(["sally", "sang", "silly", "songs"] if random.random() < skill else WORDS)) for _ in range(30)
     ]
-    score = float(sum(first[0] == second[0] for first, second in zip(chosen, chosen[1:])))
+    score = float(sum(first[0] == second[0] for first, second in pairwise(chosen)))
     divergence = 25 * skill + float(random.normal()) if kl else None
     response = HOSTILE if (iteration, index) == (0, 0) else " ".join(["", *chosen]) + "."
     return SampleRecord(

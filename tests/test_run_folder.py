@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from rayrlhf.config import RunConfig
+from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import RunFolderError
 from rayrlhf.run_folder import RunFolder, has_probe, remove_probe, write_probe
 
@@ -21,9 +20,7 @@ from rayrlhf.run_folder import RunFolder, has_probe, remove_probe, write_probe
 def a_config(tmp_path: Path, **settings: Any) -> tuple[RunConfig, str]:
     """A config under `tmp_path` and its YAML."""
     config = RunConfig.model_validate({"storage_path": str(tmp_path / "runs"), **settings})
-    text = StringIO()
-    YAML(typ="safe", pure=True).dump(config.model_dump(mode="json"), text)
-    return config, text.getvalue()
+    return config, dump_config(config)
 
 
 def test_creates_the_folder_with_its_resolved_config(tmp_path: Path) -> None:
