@@ -26,6 +26,8 @@ from typing import NoReturn
 
 STAMP = "rayrlhf-stamp.json"  # written last: what the finished environment was made from
 BUILDING = "rayrlhf-building"  # there while an environment of ours is being made
+# Not that of an active environment, which may be the one that is removed and made anew.
+BASE_PYTHON: str = getattr(sys, "_base_executable", sys.executable)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.1
 GRACE_S = 5.0  # what pip gets to clean up its temporary folders before it is killed
@@ -98,7 +100,7 @@ def _install(root: Path, target: Path, extras: str, lock: int, fresh: bool) -> N
     pip += ["--disable-pip-version-check", "--constraint", "constraints.txt"]
     pins = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if fresh:
-        _step("virtual environment", [sys.executable, "-m", "venv", str(target)], lock)
+        _step("virtual environment", [BASE_PYTHON, "-m", "venv", str(target)], lock)
     elif not (target / "bin" / "python").exists():
         raise SetupError(f"{target} is no virtual environment: remove it, or use another folder with `make VENV=...`")
     for torch in [pin for pin in pins if pin.startswith("torch==")]:
@@ -138,7 +140,7 @@ def _stamp(root: Path, target: Path, extras: str) -> dict[str, str]:
     text = extras + json.dumps(parts, sort_keys=True) + (root / "constraints.txt").read_text(encoding="utf-8")
     return {
         "path": str(target),  # scripts in it carry the path: a copied or moved checkout needs its own
-        "python": f"{os.path.realpath(sys.executable)} {platform.python_version()}",
+        "python": f"{os.path.realpath(BASE_PYTHON)} {platform.python_version()}",
         "made_from": hashlib.sha256(text.encode()).hexdigest(),
     }
 

@@ -1,10 +1,19 @@
 #!/bin/sh
 # Prints the path of a Python that can hold the environment, or says what is missing. $PYTHON is the only candidate if set.
+if [ -n "$PYTHON" ]; then
+    set -- "$PYTHON"
+else
+    set -- python3.13 python3.12 python3.11 python3 python
+fi
 wrong=""
-for name in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
-    path=$(command -v "$name" 2>/dev/null) || continue
+for name do
+    path=$(command -v "$name" 2>/dev/null) || {
+        [ -n "$PYTHON" ] && wrong=" no program $PYTHON;"
+        continue
+    }
     "$path" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || {
-        wrong="$wrong $name is $("$path" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo broken);"
+        version=$("$path" -c 'import platform; print(platform.python_version())' 2>/dev/null) || version=broken
+        wrong="$wrong $name is $version;"
         continue
     }
     # Debian and Ubuntu ship Python without the part that makes virtual environments.

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError, RunFolderError, UserError
+from rayrlhf.reaper import reaped
 from rayrlhf.run_folder import has_probe, remove_probe, write_probe
 
 LOCAL_OBJECT_STORE_BYTES = 2_000_000_000
@@ -37,7 +39,9 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
+        cluster: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
+        before = set(psutil.Process().children())
         rollout, learner = config.rollout, config.learner
         asked = rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank
         ray.init(
@@ -48,10 +52,13 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             logging_level="ERROR",
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        daemons = [child for child in psutil.Process().children() if child not in before]
+        cluster = reaped([member for daemon in daemons for member in (daemon, *daemon.children(recursive=True))])
+    with cluster:
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def actor_environment(cpus: float) -> dict[str, Any]:

@@ -6,9 +6,12 @@ in a step applies their stale gradients at ZeRO stage 3. A frozen network needs 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,11 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from rayrlhf.config import OptimizerConfig
-from rayrlhf.errors import LearnerError
+from rayrlhf.errors import CheckpointError, LearnerError
 from rayrlhf.strategy import Device, FabricDeepSpeed, prepare_environment
 
 BUCKET_ELEMENTS = 200_000_000  # DeepSpeed's default size of a communication bucket
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def launch_fabric(zero_stage: int, precision: str, device: Device, rank: int, world: int) -> Fabric:
@@ -46,8 +50,13 @@ def launch_fabric(zero_stage: int, precision: str, device: Device, rank: int, wo
             f"{world}: start each learner rank in a process of its own"
         )
     prepare_environment(device)
+    logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)
+    # Two a micro-batch at stage 3: DeepSpeed calls what newer PyTorch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     os.environ.update(NODE_RANK=str(rank), LOCAL_RANK="0")
     strategy = FabricDeepSpeed(stage=zero_stage, logging_level=logging.ERROR, logging_batch_size_per_gpu=1)
+    if precision == "bf16-mixed" and zero_stage >= 2:  # stage 1 would get another optimizer class, 0 has no choice
+        strategy.config["data_types"] = {"grad_accum_dtype": "fp32"}  # type: ignore[index]
     fabric = Fabric(
         accelerator=device,
         devices=1,
@@ -156,12 +165,42 @@ class Engine:
         self._fabric.save(folder, {"network": self._wrapped, "optimizer": self._optimizer})
 
     def load(self, folder: Path) -> None:
-        """Takes up, bit for bit, where `save` left off; collective, with the same world size, stage and precision."""
-        self._fabric.load(folder, {"network": self._wrapped, "optimizer": self._optimizer})
+        """Takes up, bit for bit, where `save` left off; collective, with the same world size, stage and precision.
+
+        Raises:
+            CheckpointError: the files are damaged, or hold anything but tensors and the few types DeepSpeed writes.
+        """
+        try:
+            with _known_types_only():
+                self._fabric.load(folder, {"network": self._wrapped, "optimizer": self._optimizer})
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"the learner state in {folder} cannot be loaded: {error}. Resume from an earlier checkpoint."
+            ) from error
 
     def close(self) -> None:
         """Removes DeepSpeed's hooks and buffers; the process stays joined to the other ranks."""
         self._engine.destroy()
+
+
+@contextlib.contextmanager
+def _known_types_only() -> Iterator[None]:
+    """DeepSpeed's checkpoints are pickles, which could run anything, and it loads them without asking PyTorch to refuse.
+    PyTorch's own switch overrules that; what is left to name is the types that DeepSpeed writes."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[WEIGHTS_ONLY]
+        else:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def _check(norm: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -90,6 +91,7 @@ class Learner:
         policy = load_policy(self._model)
         _count_pad_embedding(policy)
         self._vocabulary = policy.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        self._context = getattr(policy.config, "max_position_embeddings", None)
         self._keeps_logits = "logits_to_keep" in inspect.signature(policy.forward).parameters
         self._policy = Engine(fabric, policy, optimizer)
 
@@ -192,7 +194,7 @@ class Learner:
         if not sequences:
             raise LearnerError("no training sequences: an update needs at least one")
         for number, sequence in enumerate(sequences):
-            fault = _fault(sequence, self._vocabulary)
+            fault = _fault(sequence, self._vocabulary, self._context)
             if fault:
                 raise LearnerError(f"training sequence {number} of {len(sequences)}: {fault}; no weight was changed")
 
@@ -226,10 +228,8 @@ class Learner:
     def load_state(self, folder: Path) -> None:
         """Takes up, bit for bit, where `save_state` left off.
 
-        DeepSpeed's files are pickles, and loading them can run code: give only folders that a run of yours has written.
-
         Raises:
-            CheckpointError: no such state, or another world size, ZeRO stage or precision wrote it.
+            CheckpointError: no such state, a damaged one, or another world size, ZeRO stage or precision wrote it.
         """
         folder = Path(folder)
         try:
@@ -247,8 +247,12 @@ class Learner:
                 f"the learner state in {folder} is sharded for the settings it was written with. {'; '.join(others)}, "
                 "or start a new run from its model folder."
             )
+        try:
+            random = load_file(folder / f"random-{self.rank}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"the learner state in {folder} cannot be loaded: {error}") from error
         self._policy.load(folder / "policy")
-        _restore_random_state(load_file(folder / f"random-{self.rank}.safetensors"), self._device)
+        _restore_random_state(random, self._device)
         self.version = saved["version"]
         dist.barrier()
 
@@ -276,11 +280,13 @@ def _step_metrics(loss: float, grad_norm: float, lr: float, plan: MicroBatchPlan
     }
 
 
-def _fault(sequence: TrainingSequence, vocabulary: int) -> str | None:
+def _fault(sequence: TrainingSequence, vocabulary: int, context: int | None) -> str | None:
     """What is wrong with a sequence, or None."""
     scored = len(sequence) - sequence.start
     if not 1 <= sequence.start < len(sequence):
         return f"start {sequence.start} must lie in 1 .. {len(sequence) - 1}, its tokens less one"
+    if context is not None and len(sequence) > context:
+        return f"its {len(sequence)} tokens are more than the {context} that the model takes"
     if sequence.input_ids.min() < 0 or sequence.input_ids.max() >= vocabulary:
         return f"a token id lies outside the model's vocabulary of {vocabulary}"
     for name in ("advantages", "behaviour_logprobs", "weights"):

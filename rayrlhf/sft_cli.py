@@ -67,6 +67,8 @@ def sft(
         raise ConfigError("nothing to train on: give --text FILE_OR_FOLDER, --stories N, or both")
     if (model is None) == (new is None):
         raise ConfigError("give one of --model (continue from a model) and --new (start a new one; `--new default`)")
+    if not 0 < lr < float("inf"):
+        raise ConfigError(f"--lr {lr:g} must be a positive, finite number")
     chosen_device = _device(device)
     settings = SupervisedSettings(
         model=resolve_model(model) if model is not None else "",

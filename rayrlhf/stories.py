@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import accumulate
 
 from rayrlhf import story_words as words
@@ -17,6 +18,7 @@ from rayrlhf import story_words as words
 _SLOT = re.compile(r"\{(\w+)\}")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(\w[\w-]*))")
 _SENTENCE_START = re.compile(r'(^"?|[.!?] "?|\." "?)([a-z])')
+_REPEATED = re.compile(r"\b(\w+)(?:,| and)? \1\b", re.IGNORECASE)  # "a happy happy dog", "sad and sad"
 
 MIN_WORDS, MAX_WORDS = 40, 120
 
@@ -210,8 +212,6 @@ class _Story:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._last = ""
-        self._bound: frozenset[str] = frozenset()
         name, pronouns = self._person()
         friend, _ = self._person()
         while friend == name:
@@ -224,7 +224,6 @@ class _Story:
             "nature": self._common(words.CHARACTER_ADJECTIVES), "scenery": self._common(words.PLACE_ADJECTIVES),
             "place": self._common(words.PLACES),
         }  # fmt: skip
-        self._bound = frozenset(self._cast[slot] for slot in ("look", "nature", "scenery"))
         pick = self._common
         self._fresh: dict[str, Callable[[], str]] = {
             "adj": lambda: pick(words.THING_ADJECTIVES),
@@ -269,13 +268,9 @@ class _Story:
         return self._common(words.ANIMALS if self._rng.random() < 0.6 else words.PEOPLE)
 
     def _common(self, choices: Sequence[str], flatness: int = 3) -> str:
-        """Draws with weight 1 / (rank + flatness), as a language does (Mandelbrot 1953); no word twice in a row."""
+        """Draws with weight 1 / (rank + flatness), as words of a language fall off (Mandelbrot 1953)."""
         weights = _cumulative(len(choices), flatness)
-        word = self._last
-        while word == self._last or word in self._bound:  # never "a happy happy dog"
-            word = self._rng.choices(choices, cum_weights=weights)[0]
-        self._last = word
-        return word
+        return self._rng.choices(choices, cum_weights=weights)[0]
 
     def expand(self, template: str) -> str:
         def fill(match: re.Match[str]) -> str:
@@ -297,14 +292,9 @@ class _Story:
         return _polish(" ".join(self.expand(sentence) for sentence in sentences))
 
 
-_WEIGHTS: dict[tuple[int, int], list[float]] = {}
-
-
+@cache
 def _cumulative(length: int, flatness: int) -> list[float]:
-    key = (length, flatness)
-    if key not in _WEIGHTS:
-        _WEIGHTS[key] = list(accumulate(1 / (rank + flatness) for rank in range(length)))
-    return _WEIGHTS[key]
+    return list(accumulate(1 / (rank + flatness) for rank in range(length)))
 
 
 def _polish(text: str) -> str:
@@ -325,6 +315,6 @@ def generate_stories(count: int, seed: int) -> Iterator[str]:
     made = 0
     while made < count:
         story = _Story(rng).text()
-        if MIN_WORDS <= len(story.split()) <= MAX_WORDS:
+        if MIN_WORDS <= len(story.split()) <= MAX_WORDS and not _REPEATED.search(story):
             yield story
             made += 1

@@ -31,7 +31,8 @@ from rayrlhf.errors import LearnerError
 from rayrlhf.strategy import prepare_environment, ray_deepspeed
 from rayrlhf.types import IntArray
 
-TRAINING_BLOCKS, VALIDATION_BLOCKS, PROGRESS, MODEL = "training.npy", "validation.npy", "progress.jsonl", "model"
+TRAINING_BLOCKS, VALIDATION_BLOCKS = "training.npy", "validation.npy"  # files of the work folder
+PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"
 MAX_VALIDATION_BLOCKS = 256
 _CHECKPOINT = "lightning.ckpt"
 
@@ -133,8 +134,6 @@ class NextTokenModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         loss = self._token_losses(batch[0]).mean()  # blocks are full and steps even: the mean of means is the mean
-        if not torch.isfinite(loss):
-            raise LearnerError(f"the loss is {loss.item()} at step {self.global_step + 1}: lower --lr")
         self._micro_losses.append(loss.detach())
         if len(self._micro_losses) == self.settings.accumulation:
             self.last_loss = torch.stack(self._micro_losses).mean()
@@ -207,15 +206,18 @@ class ProgressAndCheckpoints(pl.Callback):
         steps, self.lines_at = step - self.lines_at, step
         loss = pl_module.last_loss.clone()
         dist.all_reduce(loss)
+        mean = loss.item() / self.settings.workers
         now = time.monotonic()
         tokens = steps * self.settings.blocks_per_step * self.settings.block_size
-        self._line(step=step, loss=loss.item() / self.settings.workers, tokens_per_s=tokens / (now - self.since))
+        self._line(step=step, loss=mean, tokens_per_s=tokens / (now - self.since))
         self.since = now
+        _check_finite(mean, step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, NextTokenModule)
         step, loss = trainer.global_step, pl_module.validation_loss
         self._line(step=step, validation_loss=loss, perplexity=math.exp(min(loss, 700)))
+        _check_finite(loss, step)
         if step == self.settings.steps:
             # Before the report: whoever finds the last checkpoint finds the model as well.
             save_model(pl_module.model, self.settings, self.work)
@@ -234,6 +236,12 @@ class ProgressAndCheckpoints(pl.Callback):
         if ray.train.get_context().get_world_rank() == 0:
             with open(self.work / PROGRESS, "a") as file:
                 file.write(json.dumps(values) + "\n")
+
+
+def _check_finite(loss: float, step: int) -> None:
+    """Raises LearnerError on every worker at once: the loss it is given is that of all of them."""
+    if not math.isfinite(loss):
+        raise LearnerError(f"the loss is {loss} at step {step}: lower --lr")
 
 
 def save_model(model: PreTrainedModel, settings: SupervisedSettings, work: Path) -> None:
@@ -294,14 +302,22 @@ def train_on_worker(config: Mapping[str, Any]) -> None:
             deterministic="warn" if settings.device == "cuda" else True,
         )
     )
-    module = NextTokenModule(model, settings, work)
+    try:
+        _fit_from_last_checkpoint(trainer, NextTokenModule(model, settings, work))
+    except LearnerError as error:
+        # Raised, it would be taken for a failure of the machine, and be repeated after every restart.
+        if ray.train.get_context().get_world_rank() == 0:
+            (work / FAULT).write_text(str(error))
+
+
+def _fit_from_last_checkpoint(trainer: pl.Trainer, module: NextTokenModule) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         trainer.fit(module)
-    else:
-        with checkpoint.as_directory() as folder:
-            # The run's own optimizer files are pickles; they are read from this run's work folder and no other place.
-            trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=False)
+        return
+    with checkpoint.as_directory() as folder:
+        # The run's own optimizer files are pickles; they are read from this run's work folder and no other place.
+        trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=False)
 
 
 def as_config(settings: SupervisedSettings, work: Path) -> dict[str, Any]:

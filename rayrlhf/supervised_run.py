@@ -33,6 +33,7 @@ from rayrlhf.errors import (
     UserError,
 )
 from rayrlhf.supervised import (
+    FAULT,
     MODEL,
     PROGRESS,
     TRAINING_BLOCKS,
@@ -224,11 +225,14 @@ def _fit(settings: SupervisedSettings, work: Path, show: Callable[[str], None]) 
                 worker_runtime_env={"env_vars": environment},
             ),
         )
+        (work / FAULT).unlink(missing_ok=True)
         with _shown(work / PROGRESS, settings.steps, show):
             try:
                 result = trainer.fit()
             except ray.train.TrainingFailedError as error:
                 raise _reason(error, work) from error
+    if (work / FAULT).is_file():
+        raise LearnerError(f"{(work / FAULT).read_text()}, in a new run (remove {work}, which holds this one)")
     assert result.metrics is not None
     return float(result.metrics["validation_loss"])
 

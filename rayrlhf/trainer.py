@@ -116,6 +116,7 @@ class Trainer:
         with Interrupts() as interrupts:
             try:
                 if done == 0:
+                    self.log.truncate(BASELINE)
                     self.play_baseline()
                 while done < self.schedule.iterations and not interrupts.asked:
                     try:
@@ -132,7 +133,8 @@ class Trainer:
                 raise
             if interrupts.asked:
                 self.save_if_whole(done)
-                raise KeyboardInterrupt(f"stopped after iteration {done}; go on with --resume")
+                self.progress.message(f"stopped after {done} iterations; `--resume` goes on from there")
+                raise KeyboardInterrupt
 
     def step(self, iteration: int) -> None:
         """One iteration."""
@@ -195,7 +197,7 @@ class Trainer:
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
             self.algorithm.load_state_dict(self.untrained_algorithm)
-            self.log.truncate(BASELINE)
+            self.log.truncate(0)  # the untrained model's episodes stay
             return 0
         self.learner.load(checkpoint.trainer)
         self.algorithm.load_state_dict(checkpoint.state["algorithm"])
@@ -248,7 +250,8 @@ def episode_metrics(trajectories: Sequence[Trajectory], scores: Sequence[Episode
     """reward/*, rollout/* and text/* metrics of one iteration."""
     parts = {f"reward/{name}": float(np.mean([score.parts[name] for score in scores])) for name in scores[0].parts}
     lengths = [trajectory.response_tokens for trajectory in trajectories]
-    texts = text_metrics([trajectory.text for trajectory in trajectories], lengths)
+    responses = ["".join(turn.action for turn in trajectory.turns) for trajectory in trajectories]
+    texts = text_metrics([trajectory.text for trajectory in trajectories], lengths, responses)
     return {**parts, **rollout_metrics(trajectories), **texts}
 
 
@@ -321,8 +324,24 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
         Trainer(schedule, rollouts, rewards, algorithm, learner, log, checkpoints, progress, gap).run(resume)
         summary = summarise(folder.path)
         write_report(folder.path)
+        for line in outcome(summary):
+            progress.message(line)
         progress.message(f"report: {folder.report}")
     return summary
+
+
+def outcome(summary: RunSummary) -> list[str]:
+    """What came of the run, a line each."""
+
+    def number(value: float | None, unit: str = "") -> str:
+        return "unknown" if value is None else f"{value:.2f}{unit}"
+
+    return [
+        f"mean reward of the last 40 episodes: {number(summary.reward_last_40)}, "
+        f"{number(summary.reward_ratio)} times the base model's {number(summary.base_reward)}",
+        f"KL to the base model: {number(summary.kl_last, ' nats a sequence')}",
+        f"diversity (distinct-2 of the last 50 texts): {number(summary.diversity_share)} of the base model's",
+    ]
 
 
 def make_schedule(config: RunConfig) -> Schedule:

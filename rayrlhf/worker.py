@@ -26,7 +26,7 @@ from rayrlhf.prompts import Prompt
 from rayrlhf.rollout import Codec, play_episodes, with_reference
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.types import EpisodeSpec, IntArray, Trajectory, Weights
-from rayrlhf.weights import load_into
+from rayrlhf.weights import load_into, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,7 @@ class RolloutWorker:
         """Plays one batch with the weights of `version`; None means the worker holds that version already."""
         start = time.perf_counter()
         if weights is not None:
+            verify(weights)
             load_into(self.policy, weights)
             self.version = weights.version
         if self.version != version:

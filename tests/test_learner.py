@@ -212,6 +212,59 @@ def test_a_state_of_another_world_size_or_stage_is_refused(recorded: Any, folder
     learner.close()
 
 
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("fault", ["code", "damage", "missing"])
+def test_a_state_that_holds_code_or_is_damaged_is_refused(tmp_path: Path, tiny_model: Path, fault: str) -> None:
+    """DeepSpeed's own loader runs whatever its pickles say."""
+    learner = build(str(tiny_model), 0, 1, stage=2)
+    learner.update(make_sequences(4, seed=0), 0)
+    learner.save_state(tmp_path / "state")
+    learner.load_state(tmp_path / "state")
+    (shard,) = (tmp_path / "state").rglob("*optim_states.pt")
+    if fault == "code":
+        torch.save({"optimizer_state_dict": Payload(tmp_path / "ran")}, shard)
+    elif fault == "damage":
+        shard.write_bytes(shard.read_bytes()[:1000])
+    else:
+        (tmp_path / "state" / "random-0.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"the learner state in .* cannot be loaded"):
+        learner.load_state(tmp_path / "state")
+    assert not (tmp_path / "ran").exists()
+    learner.close()
+
+
+@each_stage
+def test_a_resumed_bf16_learner_equals_an_uninterrupted_one(tmp_path: Path, tiny_model: Path, stage: int) -> None:
+    """Also the fp32 master weights: two more updates give the same bits."""
+    config = LearnerConfig(ranks=1, zero_stage=stage, precision="bf16", tokens_per_micro_batch=60,
+                           max_mean_logprob_gap_bf16=100.0)  # fmt: skip
+    batches = [make_sequences(9, seed) for seed in range(4)]
+    checksums = []
+    for resumed in (False, True):
+        loss = PolicyGradientLoss(importance_cap=None)
+        learner = Learner(str(tiny_model), loss, AdamWConfig(lr=1e-3), config, 1.0, 10, "cpu")
+        if resumed:
+            learner.load_state(tmp_path)
+        for iteration in range(2 if resumed else 0, 4):
+            if iteration == 2 and not resumed:
+                learner.save_state(tmp_path)
+            learner.update(batches[iteration], iteration)
+        weights = learner.weights()
+        assert weights is not None
+        checksums.append(weights.checksum)
+        learner.close()
+    assert checksums[0] == checksums[1]
+
+
 def on_policy(model: Path, temperature: float, count: int = 8) -> list[TrainingSequence]:
     """Sequences whose behaviour log-probabilities are those that the rollout side's own scoring gives."""
     sequences = make_sequences(count, seed=5)
@@ -314,6 +367,7 @@ def test_no_dropout(tmp_path: Path) -> None:
         ({"start": 0}, "start 0 must lie in 1"),
         ({"input_ids": np.full(9, 320)}, "outside the model's vocabulary of 320"),
         ({"weights": np.ones(3, np.float32)}, "weights has shape"),
+        ({"input_ids": np.zeros(129, np.int64)}, "its 129 tokens are more than the 128"),
     ],
 )
 def test_a_malformed_sequence_is_named(tiny_model: Path, change: dict[str, Any], message: str) -> None:

@@ -87,7 +87,7 @@ def test_selected_logprobs_are_fp32_and_differentiable() -> None:
 
 
 def test_entropies_by_hand_and_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uniform over four: log 4. Probabilities 1/3 and 2/3 (logits 0, log 2): log 3 - 2/3 log 2; at temperature 1/2 1/5 and 4/5."""
+    """Uniform over four: log 4. Logits 0, log 2 are 1/3 and 2/3: log 3 - 2/3 log 2; at temperature 1/2 1/5 and 4/5."""
     torch.testing.assert_close(entropies(torch.zeros(2, 3, 4), 1.0), torch.full((2, 3), log(4)))
     two = tensor([0.0, log(2)])
     assert entropies(two, 1.0).item() == pytest.approx(log(3) - 2 / 3 * log(2))

@@ -113,7 +113,11 @@ def test_length_adds_up_over_turns() -> None:
         ("alliteration", {"letter": "a"}, r"has no parameter `letter`\. It takes no parameters\."),
         ("user_rewards:counted", {}, r"needs the parameter `word`\. Its parameters: word, each=1\.0"),
         ("user_rewards:counted", {"word": "a", "text": "b"}, r"has no parameter `text`"),
-        ("user_rewards:weighty", {}, r"has a parameter `weight`, which means the part's own weight .*: rename it"),
+        (
+            "user_rewards:weighty",
+            {},
+            r"has a parameter `weight`, which means the part's own weight in a config: rename it",
+        ),
         ("user_rewards:Picky", {"level": 9}, r"ValueError: level has to be at most 3, at user_rewards\.py:\d+"),
     ],
 )
