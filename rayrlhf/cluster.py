@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             num_cpus=max(os.cpu_count() or 1, int(asked) + 1),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
         )
         daemons = [child for child in psutil.Process().children() if child not in before]

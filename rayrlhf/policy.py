@@ -67,13 +67,14 @@ def load_policy(config: ModelConfig, dtype: torch.dtype = torch.float32, device:
     """
     path = resolve_model(config.path)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=config.trust_remote_code, output_loading_info=True
         )
     except Exception as error:
         raise ModelError(f"model {config.path} does not load: {_first_line(error)}") from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
         raise ModelError(f"model {config.path} lacks weights and would start at random: {', '.join(missing[:5])}")
     return model.to(device).eval()
 
@@ -92,7 +93,7 @@ def context_length(config: ModelConfig) -> int:
 
 def check_vocabulary(config: ModelConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ModelError where the tokenizer can give ids that the model has no embedding for."""
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if len(tokenizer) > rows:
         raise ModelError(f"model {config.path}: its tokenizer has {len(tokenizer)} tokens, its embedding only {rows}")
 

@@ -46,7 +46,9 @@ def end_leftovers(lines: Sequence[str], grace_s: float = GRACE_S) -> list[int]:
     """
     wanted = {int(pid): float(created) for pid, created in (line.split() for line in lines)}
     deadline = time.monotonic() + grace_s
-    while (alive := [pid for pid, created in wanted.items() if _is_alive(pid, created)]) and time.monotonic() < deadline:
+    while (
+        alive := [pid for pid, created in wanted.items() if _is_alive(pid, created)]
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid in alive:
         with contextlib.suppress(psutil.NoSuchProcess):

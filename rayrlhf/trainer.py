@@ -156,7 +156,11 @@ class Trainer:
                 self.record_samples(iteration, trajectories, scores)
                 texts = episode_metrics(trajectories, scores)
         elapsed = time.perf_counter() - self.started
-        times = {"time/elapsed": elapsed, **watch.seconds, **worker_times(played, watch.seconds["time/rollout"], len(self.rollouts.actors))}
+        times = {
+            "time/elapsed": elapsed,
+            **watch.seconds,
+            **worker_times(played, watch.seconds["time/rollout"], len(self.rollouts.actors)),
+        }
         metrics = {**objective, **texts, **report.metrics, **times}
         self.log.record(iteration, metrics)
         self.progress.update(iteration, metrics)
@@ -312,8 +316,11 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
         stack.callback(learner.close)
         rollouts = RolloutPool(worker_settings(config, prompts), config.rollout)
         stack.callback(rollouts.close)
-        learner.start()
-        rollouts.ready()
+        rank_nodes, worker_nodes = set(learner.start()), set(rollouts.ready())
+        progress.message(
+            f"{config.rollout.workers} rollout workers on {len(worker_nodes)} of {len(worker_nodes | rank_nodes)} nodes, "
+            f"{config.learner.ranks} learner ranks on {len(rank_nodes)}"
+        )
         log = stack.enter_context(MetricsLog(folder))
         checkpoints = CheckpointStore(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_trainer_state)
         gap = (

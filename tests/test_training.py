@@ -50,13 +50,17 @@ def small_config(model: Path, storage: Path, name: str, **changes: Any) -> RunCo
 
 
 def weights_hash(storage: Path, name: str, iteration: int) -> str:
-    return hashlib.sha256((storage / name / f"checkpoints/{iteration:06d}/model/model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256(
+        (storage / name / f"checkpoints/{iteration:06d}/model/model.safetensors").read_bytes()
+    ).hexdigest()
 
 
 def records(storage: Path, name: str) -> tuple[list[dict[str, float]], list[str]]:
     """Metrics without times, and all episodes' texts with their scores."""
     samples = read_samples(storage / name)
-    return comparable(read_metrics(storage / name)), [f"{s.iteration} {s.index} {s.score} {s.kl} {s.text}" for s in samples]
+    return comparable(read_metrics(storage / name)), [
+        f"{s.iteration} {s.index} {s.score} {s.kl} {s.text}" for s in samples
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +214,9 @@ def test_learner_and_sampler_must_agree(tiny_model: Path, storage: Path, ray_clu
 
 
 @pytest.mark.parametrize(("algorithm", "size"), [("grpo", 3), ("reinforce", 1)])
-def test_the_other_algorithms_run(tiny_model: Path, storage: Path, ray_cluster: None, algorithm: str, size: int) -> None:
+def test_the_other_algorithms_run(
+    tiny_model: Path, storage: Path, ray_cluster: None, algorithm: str, size: int
+) -> None:
     config = small_config(
         tiny_model, storage, algorithm, iterations=2, baseline_episodes=0, algorithm={"name": algorithm},
         rollout={"group_size": size, "workers": 1}, learner={"ranks": 1, "zero_stage": 0},

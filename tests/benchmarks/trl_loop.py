@@ -6,6 +6,7 @@ Needs TRL: `pip install 'rayrlhf[bench]'`, or an environment of its own.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 
@@ -17,7 +18,7 @@ def alliteration(prompts: list[str], completions: list[str], **_: object) -> lis
     scores = []
     for prompt, completion in zip(prompts, completions):
         initials = [word[0].lower() for word in (prompt + completion).split()]
-        scores.append(float(sum(a == b for a, b in zip(initials, initials[1:]))))
+        scores.append(float(sum(a == b for a, b in itertools.pairwise(initials))))
     return scores
 
 

@@ -1,0 +1,50 @@
+"""A simulated cluster of two nodes: workers and ranks on both, every node seeing the run's folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from rayrlhf.trainer import train
+from tests.test_training import small_config
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+cluster.add_node(num_cpus=3)
+ray.init(address=cluster.address, log_to_driver=False)
+config = small_config(
+    Path(sys.argv[1]), Path(sys.argv[2]), "two-nodes", iterations=2, baseline_episodes=0,
+    rollout={"workers": 2, "cpus_per_worker": 1}, learner={"ranks": 2, "cpus_per_rank": 2},
+)
+train(config)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_two_nodes_share_the_work(tiny_model: Path, tmp_path: Path) -> None:
+    """X-8: one code path from a laptop to a cluster; the ranks meet at an address of rank 0's node."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tiny_model), str(tmp_path)], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 rollout workers on 2 of 2 nodes, 2 learner ranks on 2" in done.stderr
+
+
+def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path, ray_cluster: None) -> None:
+    """The check itself, as each node runs it."""
+    import ray
+
+    from rayrlhf.cluster import _sees
+    from rayrlhf.run_folder import write_probe
+
+    token = write_probe(tmp_path)
+    assert ray.get(_sees.remote(tmp_path, token))
+    assert not ray.get(_sees.remote(tmp_path / "elsewhere", token), timeout=60)
