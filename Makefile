@@ -1,6 +1,6 @@
 # Every target sets up the environment first: `make train` and `make test` work in a fresh clone. `make help` lists them.
 #
-#   PYTHON=python3.12     the Python that the environment is made with (default: the newest of 3.13, 3.12, 3.11 found)
+#   PYTHON=python3.12     the Python to make the environment with (default: python3, else the newest of 3.11 to 3.13)
 #   VENV=.venv            the environment's folder
 #   TORCH_INDEX=URL       a package index beside the usual one for torch, such as https://download.pytorch.org/whl/cpu
 #   ARGS="..."            more arguments for the command that is run

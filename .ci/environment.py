@@ -70,8 +70,9 @@ def main() -> int:
 
 
 def _bring_up_to_date(root: Path, target: Path, extras: str, lock: int) -> None:
-    wanted = _stamp(root, target, extras)
-    stamp = _read_stamp(target)
+    wanted, stamp = _stamp(root, target, extras), _read_stamp(target)
+    if stamp is not None and not os.environ.get("PYTHON") and os.path.exists(stamp["python"].rpartition(" ")[0]):
+        wanted["python"] = stamp["python"]  # made with another one that is still there: no reason to make it anew
     if stamp == wanted:
         return
     # A folder that has neither mark is somebody's own environment: packages are brought up to date in it, and it is

@@ -3,7 +3,7 @@
 if [ -n "$PYTHON" ]; then
     set -- "$PYTHON"
 else
-    set -- python3.13 python3.12 python3.11 python3 python
+    set -- python3 python3.13 python3.12 python3.11 python
 fi
 wrong=""
 for name do

@@ -1,4 +1,4 @@
-"""Errors that a user can act on. The command line prints their message alone; anything else is a bug and keeps its traceback."""
+"""Errors that a user can act on. The command line prints their message alone; anything else is a bug, with traceback."""
 
 
 class UserError(Exception):

@@ -20,6 +20,7 @@ from rayrlhf.errors import ModelError
 from rayrlhf.losses import selected_logprobs
 from rayrlhf.types import FloatArray, IntArray
 
+CHECKED_AT_ONCE_BYTES = 1_000_000_000  # a local model up to this size is loaded once before a run starts, as a check
 ASSETS = Path(__file__).parent / "assets"
 
 transformers_logging.disable_progress_bar()
@@ -96,6 +97,16 @@ def check_vocabulary(config: ModelConfig, model: nn.Module, tokenizer: PreTraine
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     if len(tokenizer) > rows:
         raise ModelError(f"model {config.path}: its tokenizer has {len(tokenizer)} tokens, its embedding only {rows}")
+
+
+def check_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Loads a small local model once, so that its faults are known before anything starts. Raises ModelError.
+
+    Of a large one or one from the hub the workers and the learner say the same, when they load it.
+    """
+    folder = Path(resolve_model(config.path))
+    if folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= CHECKED_AT_ONCE_BYTES:
+        check_vocabulary(config, load_policy(config), tokenizer)
 
 
 @torch.inference_mode()

@@ -241,7 +241,7 @@ class ProgressAndCheckpoints(pl.Callback):
 def _check_finite(loss: float, step: int) -> None:
     """Raises LearnerError on every worker at once: the loss it is given is that of all of them."""
     if not math.isfinite(loss):
-        raise LearnerError(f"the loss is {loss} at step {step}: lower --lr")
+        raise LearnerError(f"the loss is {loss} at step {step}: lower --lr, or look at the weights it started from")
 
 
 def save_model(model: PreTrainedModel, settings: SupervisedSettings, work: Path) -> None:
@@ -263,6 +263,8 @@ def save_model(model: PreTrainedModel, settings: SupervisedSettings, work: Path)
         shutil.rmtree(work / MODEL, ignore_errors=True)
         model.save_pretrained(aside, state_dict=state)
         AutoTokenizer.from_pretrained(settings.model).save_pretrained(aside)
+        for file in aside.glob("*.safetensors"):
+            file.chmod((aside / "config.json").stat().st_mode)  # safetensors leaves them to the owner alone
         aside.rename(work / MODEL)
 
 

@@ -84,7 +84,11 @@ def supervised_run(
         shutil.rmtree(work, ignore_errors=True)
         return json.loads((output / "training.json").read_text())["validation_loss"]
     work.mkdir(parents=True, exist_ok=True)
-    settings = _prepare(work, settings, documents, request, validation_share, new, show)
+    try:
+        settings = _prepare(work, settings, documents, request, validation_share, new, show)
+    finally:
+        if not (work / _REQUEST).is_file():  # nothing trained yet: the next try shall not need --resume
+            shutil.rmtree(work)
     loss = _fit(settings, work, show)
     model = work / MODEL
     settings = replace(settings, model=str(request.get("model") or "new"))
@@ -232,7 +236,7 @@ def _fit(settings: SupervisedSettings, work: Path, show: Callable[[str], None]) 
             except ray.train.TrainingFailedError as error:
                 raise _reason(error, work) from error
     if (work / FAULT).is_file():
-        raise LearnerError(f"{(work / FAULT).read_text()}, in a new run (remove {work}, which holds this one)")
+        raise LearnerError(f"{(work / FAULT).read_text()} (its state stays in {work}: remove it to begin anew)")
     assert result.metrics is not None
     return float(result.metrics["validation_loss"])
 

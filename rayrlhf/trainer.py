@@ -28,7 +28,7 @@ from rayrlhf.kl import turn_kl
 from rayrlhf.learner_group import LearnerGroup, LearnerSettings
 from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
 from rayrlhf.metrics import MetricsLog, SampleRecord
-from rayrlhf.policy import context_length, load_tokenizer
+from rayrlhf.policy import check_model, context_length, load_tokenizer
 from rayrlhf.progress import Progress
 from rayrlhf.prompts import Prompts, load_prompts
 from rayrlhf.report import write_report
@@ -300,9 +300,14 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
     prompts = load_prompts(
         config.environment.prompts, tokenizer, context_length(config.model), config.rollout.max_new_tokens
     )
+    check_model(config.model, tokenizer)
     plugins.load("environment", config.environment.name)
     algorithm = build_algorithm(config.algorithm)
-    schedule = make_schedule(config)
+    schedule, of_workers, of_learner = (
+        make_schedule(config),
+        worker_settings(config, prompts),
+        learner_settings(config, algorithm.loss),
+    )
     with contextlib.ExitStack() as stack:
         rewards = stack.enter_context(RewardProcess(config.reward, config.reward_timeout_s))
         open_folder = RunFolder.resume if resume else RunFolder.create
@@ -312,9 +317,9 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
         stack.enter_context(ray_session(config))
         check_resources(config)
         check_shared_storage(folder.path)
-        learner = LearnerGroup(learner_settings(config, algorithm.loss))
+        learner = LearnerGroup(of_learner)
         stack.callback(learner.close)
-        rollouts = RolloutPool(worker_settings(config, prompts), config.rollout)
+        rollouts = RolloutPool(of_workers, config.rollout)
         stack.callback(rollouts.close)
         rank_nodes, worker_nodes = set(learner.start()), set(rollouts.ready())
         progress.message(

@@ -6,11 +6,11 @@ worker is redone whole by any other and gives the same episodes.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import ray
@@ -75,7 +75,7 @@ class RolloutWorker:
         self.sampler = TransformersSampler(self.policy, self.tokenizer.eos_token_id, settings.sampling)
         self.codec = make_codec(self.tokenizer, settings.prompts)
         environment = plugins.load("environment", settings.environment)
-        self.make_environment = partial(environment, prompts=[prompt.text for prompt in settings.prompts])
+        self.make_environment = functools.partial(environment, prompts=[prompt.text for prompt in settings.prompts])
 
     def play(self, specs: Sequence[EpisodeSpec], weights: Weights | None, version: int) -> PlayedBatch:
         """Plays one batch with the weights of `version`; None means the worker holds that version already."""
@@ -95,20 +95,22 @@ class RolloutWorker:
 
 @ray.remote
 class RolloutActor:
-    """The Ray actor around a `RolloutWorker`."""
+    """The Ray actor around a `RolloutWorker`, which its first call builds: an error of a constructor would lose its type."""
 
     def __init__(self, settings: WorkerSettings):
-        self.worker = RolloutWorker(settings)
+        self._build = functools.cache(functools.partial(RolloutWorker, settings))
 
     def ready(self) -> str:
         """Answers once the models are loaded, with the node's id."""
+        self._build()
         return ray.get_runtime_context().get_node_id()
 
     def play(self, specs: Sequence[EpisodeSpec], weights: PublishedWeights) -> PlayedBatch:
+        worker = self._build()
         fetched = None
-        if weights.version != self.worker.version:
+        if weights.version != worker.version:
             fetched = ray.get(weights.ref[0], timeout=START_TIMEOUT_S)
-        return self.worker.play(specs, fetched, weights.version)
+        return worker.play(specs, fetched, weights.version)
 
 
 @dataclass(slots=True)

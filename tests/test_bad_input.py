@@ -88,7 +88,7 @@ def test_bad_models_are_named(tmp_path: Path, damage: Any, message: str, ray_clu
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"environment": {"prompts": {"text": "word " * 200}}}, PromptError, "200"),
+        ({"environment": {"prompts": {"text": "word " * 200}}}, PromptError, "1000 tokens"),
         ({"environment": {"prompts": {"text": ""}}}, PromptError, "is empty"),
         ({"environment": {"prompts": {"file": "no-such-file.txt"}}}, PromptError, "no-such-file.txt"),
         ({"rollout": {"max_new_tokens": 500}}, PromptError, "leaves no room"),

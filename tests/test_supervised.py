@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrlhf.corpus import block_order, pack, read_documents, split_documents, token_stream
@@ -141,6 +142,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes | None, m
         (tmp_path / name).write_bytes(content)
     with pytest.raises(PromptError, match=message.replace("(", r"\(")):
         run(tmp_path / "out", text=[tmp_path / name], stories=0)
+    assert not work_folder(tmp_path / "out").exists(), "the next try would be refused"
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
@@ -342,8 +344,8 @@ def test_training_continues_from_a_model(ray_cluster: None, tmp_path: Path, tiny
     text = tmp_path / "text.txt"
     text.write_text("Tim took the tall tree to town, and the town thanked Tim. " * 60)
     output = run(
-        tmp_path / "out", new=None, model=str(tiny_model), stories=0, text=[text], zero_stage=0, checkpoint_every=24, lr=1e-2,
-        max_grad_norm=1.0,
+        tmp_path / "out", new=None, model=str(tiny_model), stories=0, text=[text], zero_stage=0, checkpoint_every=24,
+        lr=1e-2, max_grad_norm=1.0,
     )  # fmt: skip
     before, after = weights(tiny_model), weights(output)
     assert before.keys() == after.keys()
@@ -351,8 +353,17 @@ def test_training_continues_from_a_model(ray_cluster: None, tmp_path: Path, tiny
     assert json.loads((output / "training.json").read_text())["validation_loss"] < 3.0 < math.log(320)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_at_once(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_at_once(ray_cluster: None, tmp_path: Path, tiny_model: Path) -> None:
     """It would come back after every restart: no restart, one message, and no model."""
-    with pytest.raises(LearnerError, match=r"the loss is (nan|inf) at step \d+: lower --lr"):
-        run(tmp_path / "out", lr=1e30, max_grad_norm=0.0, warmup_steps=0)
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    state = weights(tiny_model)
+    state["model.norm.weight"][3] = math.nan
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LearnerError, match=r"the loss is nan at step 1: lower --lr"):
+        run(tmp_path / "out", new=None, model=str(broken))
+    starts = [
+        line for line in (work_folder(tmp_path / "out") / "progress.jsonl").read_text().splitlines() if "pid" in line
+    ]
+    assert len(starts) == 1
     assert not (tmp_path / "out").exists()

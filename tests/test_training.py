@@ -45,7 +45,9 @@ def small_config(model: Path, storage: Path, name: str, **changes: Any) -> RunCo
         "checkpoint": {"every": 3},
     }
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+        values[key] = (
+            {**values[key], **value} if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+        )
     return RunConfig.model_validate(values)
 
 
