@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,11 +68,12 @@ def actor_environment(cpus: float) -> dict[str, Any]:
     """`runtime_env` of our actors. On CPU speed comes from several one-thread processes, not from threads."""
     threads = str(max(1, int(cpus)))
     return {
+        "py_executable": shlex.quote(sys.executable),  # Ray 2.60 puts it into a shell's line as it is
         "env_vars": {
             "OMP_NUM_THREADS": threads,
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")])),
-        }
+        },
     }
 
 

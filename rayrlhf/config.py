@@ -167,9 +167,12 @@ class OptimizerSettings(Section):
     """Gradients are clipped to this global norm; null: not clipped."""
 
 
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AdamWConfig(OptimizerSettings):
     name: Literal["adamw"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
 

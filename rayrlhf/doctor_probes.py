@@ -91,7 +91,9 @@ def _deepspeed() -> str:
 def _ray() -> str:
     import ray
 
-    @ray.remote(num_cpus=1)
+    from rayrlhf.cluster import actor_environment
+
+    @ray.remote(num_cpus=1, runtime_env=actor_environment(1))
     def process_id() -> int:
         return os.getpid()
 

@@ -15,12 +15,14 @@ from rayrlhf.checkpoint import newest_model
 from rayrlhf.config import ModelConfig, PromptsConfig, RewardPart
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import load_prompts
-from rayrlhf.reward_mixture import RewardMixture
+from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs, play_episodes
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.types import EpisodeScore, Trajectory
 from rayrlhf.worker import make_codec
+
+REWARD_TIMEOUT_S = 60.0
 
 
 def generate(
@@ -39,7 +41,8 @@ def generate(
     trajectories = sample(source, prompt, samples, max_new_tokens, temperature, seed)
     scores: list[EpisodeScore] | None = None
     if rewards:
-        scores = RewardMixture([RewardPart(name=name) for name in rewards]).score(trajectories)
+        with RewardProcess([RewardPart(name=name) for name in rewards], REWARD_TIMEOUT_S) as process:
+            scores = process.score(trajectories)
     show(Console(), trajectories, scores)
 
 

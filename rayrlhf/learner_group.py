@@ -122,9 +122,12 @@ class LearnerGroup:
             ).remote()
             for rank in range(self.config.ranks)
         ]
-        address = get([self.ranks[0].address.remote()], START_TIMEOUT_S)[0]
         self.version = 0
-        return self._all("build", self._settings, timeout_s=START_TIMEOUT_S, each=address)
+        try:
+            address = get([self.ranks[0].address.remote()], START_TIMEOUT_S)[0]
+            return self._all("build", self._settings, timeout_s=START_TIMEOUT_S, each=address)
+        except Died as error:
+            raise LearnerError(f"the learner did not start: {error}") from error
 
     def rebuild(self, reason: Died) -> None:
         """Ends all ranks and starts them anew from the base model. Raises LearnerError after `max_rebuilds`."""

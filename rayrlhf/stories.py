@@ -87,9 +87,9 @@ _INTRODUCTIONS = (
     "{name} had {the_thing_new}, and {he} {often} {did} it.",
 )
 _JOURNEYS = (
-    "{when}, {name} wanted to take the {thing} to the {place}.",
-    "{when}, they went to the {place} to see the {kind}.",
-    "Then {he} went with {friend} to the {place} to play with the {thing}.",
+    "{when}, {name} brought the {thing} home from the {place}.",
+    "{when}, {name} and {friend} saw {someone} in the {place}.",
+    "{name} went with {friend} and played near the {place}.",
     "{when}, {the_hero} {adv} {motion} {toward} {the_place}.",
     "{when}, {name} and {friend} {motion} {toward} {the_place}.",
     "{name} {motion} and {motion} until {he} came to {the_place}.",
@@ -97,8 +97,8 @@ _JOURNEYS = (
     "So {the_hero} {how} {motion} {toward} {somewhere} and {motion} {toward} {the_place}.",
 )
 _MEETINGS = (
-    "They saw a {cadj} {kind} who wanted to talk to them.",
-    "Then the {friend_kind} told them to {act_b} with the others.",
+    "{name} saw a {cadj} {kind} who was {acting}.",
+    "Then the {friend_kind} asked {name} to {act_b} and {act_b}.",
     "There {he} met {friend}, a {cadj} {cadj} {friend_kind}.",
     "{the_friend} {adv} {acted} and {acted}.",
     "{friend} the {cadj} {friend_kind} was {adv} {acting} there.",
@@ -106,16 +106,16 @@ _MEETINGS = (
     "A {cadj} {kind} {social} {the_hero} and {adv} {acted}.",
 )
 _LOOKING = (
-    "They went to the {place}, but the {thing} was not there.",
-    "{He} had to {do} the {noun} to see what was in the {spot}.",
+    "{name} searched the {place}, but the {thing} was not there.",
+    "{He} {did} the {noun} and looked in the {spot}.",
     "{name} looked under {a_thing}, behind {a_thing} and inside {somewhere}.",
     "{name} {adv} {did} {many} {nouns}, but {he} could not see {the_thing}.",
     "{the_friend} {adv} {motion} {toward} {somewhere} and {did} {a_thing}.",
     "They {adv} {did} {things} in {the_place}.",
 )
 _HELP = (
-    "{friend} told {name} that they had to take the {thing} to the {place}.",
-    "Then they {did} the {thing} that the {kind} had in the {spot}.",
+    "{friend} and {name} carried the {thing} back through {the_place}.",
+    "Then {friend} {did} the {thing}, and {the_hero} {did} {a_thing}.",
     "{the_friend} {adv} {social} {name}, and they {adv} {did} {the_thing}.",
     "{friend} {adv} {did} {the_thing} and {social} {nature} {name}.",
     "Together they {motion} {toward} {the_place} and {adv} {did} {the_thing}.",
@@ -148,7 +148,7 @@ _MEALS = (
     "{many} {cadj} {friends} brought {meal} and {things}.",
 )
 _ENDINGS = (
-    "They were so {feel} that they went to the {place} to play.",
+    "Soon {name} was {feel}, and {friend} was {feel}.",
     "{He} said that {he} would {do} the {thing} with {friend} every day.",
     "From that day on, {name} and {friend} were {cadj} friends.",
     "And they all lived happily ever after.",
@@ -171,7 +171,7 @@ _RECOVERY = (
     "{the_friend} {adv} gave {name} {the_thing}.",
 )
 _DISCOVERY = (
-    "They thought that the {thing} was too {adj} to take to the {place}.",
+    "{name} found it under {a_thing} in the {place}.",
     "There {he} {adv} found {a_thing} and {the_thing_new}.",
     "In {the_place}, {the_hero} saw {the_thing_new}.",
     "{name} {did} {the_thing_new} near {somewhere}.",
@@ -184,13 +184,13 @@ _GIFT = (
     "{name} {how} {did} {the_thing} with {things}.",
 )
 _FRIGHT = (
-    "Then the {kind} told them that there was a {cadj} {kind} in the {place}.",
+    "{someone} said there was a {cadj} {kind} in the {place}.",
     "Suddenly, {someone} {adv} {acted} in {somewhere}.",
     "A {cadj} {cadj} {kind} {adv} {motion} {toward} {the_place}!",
     "It was {weather} and {weather}, and {name} {felt} {mood}.",
 )
 _GAME = (
-    "They took turns to {do} the {thing} and to {act_b}.",
+    "{friend} and {name} {did} the {thing} and {acted}.",
     "They played with {the_thing} and {adv} {motion} {toward} {somewhere}.",
     "{name} {adv} {motion}, {friend} {adv} {motion}, and {someone} {acted}.",
     "{many} {cadj} {friends} {motion} and {acted} in {the_place}.",

@@ -115,17 +115,16 @@ class Trainer:
         done = self.restore() if resume else 0
         with Interrupts() as interrupts:
             try:
-                if done == 0:
-                    self.log.truncate(BASELINE)
-                    self.play_baseline()
                 while done < self.schedule.iterations and not interrupts.asked:
                     try:
+                        if done == 0:
+                            self.play_baseline()
                         self.step(done)
                         done += 1
                         if self.schedule.checkpoint_due(done):
                             self.save(done)
                     except Died as reason:
-                        self.progress.message(f"a learner rank died in iteration {done}: {reason}; rebuilding")
+                        self.progress.message(f"the learner died in iteration {done} ({reason}); rebuilding it")
                         self.learner.rebuild(reason)
                         done = self.restore()
             except UserError:
@@ -167,6 +166,7 @@ class Trainer:
 
     def play_baseline(self) -> None:
         """Plays the untrained model's episodes: what rewards and diversity are held against."""
+        self.log.truncate(BASELINE)
         batches = self.schedule.episodes(BASELINE)
         if not batches:
             return
@@ -201,7 +201,6 @@ class Trainer:
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
             self.algorithm.load_state_dict(self.untrained_algorithm)
-            self.log.truncate(0)  # the untrained model's episodes stay
             return 0
         self.learner.load(checkpoint.trainer)
         self.algorithm.load_state_dict(checkpoint.state["algorithm"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rayrlhf.types import Generation, IntArray
+from rayrlhf.types import FloatArray, Generation, IntArray
 
 COMPACT_BELOW = 0.75  # the batch is compacted when less than this share of it is unfinished
 
@@ -46,40 +46,25 @@ class TransformersSampler:
         if min(len(prompt) for prompt in prompts) == 0:
             raise ValueError("a prompt has no tokens: start it with the model's BOS or EOS token")
         device = next(self.model.parameters()).device
-        uniforms = torch.from_numpy(np.stack([uniform_stream(seed, self.settings.max_new_tokens) for seed in seeds]))
+        limit = self.settings.max_new_tokens
+        uniforms = np.stack([uniform_stream(seed, limit) for seed in seeds])
         decoding, logits, prompt_logprobs = self._prefill(prompts, device)
-        count, limit = len(prompts), self.settings.max_new_tokens
-        tokens = torch.zeros(count, limit, dtype=torch.long)
-        logprobs, filtered_logprobs = torch.zeros(count, limit), torch.zeros(count, limit)
-        lengths = torch.full((count,), limit)
-        rows = torch.arange(count)  # which sequence each row of the batch is
-        live = torch.ones(count, dtype=torch.bool)  # of the batch's rows
+        drawn = Drawn.room(len(prompts), limit)
+        rows = np.arange(len(prompts))  # which sequence each row of the batch is
+        live = np.ones(len(prompts), bool)  # of the batch's rows
         for step in range(limit):
-            token, logprob, filtered = self._draw(logits, uniforms[rows, step].to(device))
-            token, current = token.cpu(), rows[live]
-            tokens[current, step] = token[live]
-            logprobs[current, step] = logprob.cpu()[live]
-            filtered_logprobs[current, step] = filtered.cpu()[live]
-            ended = live & (token == self.eos_token_id)
-            lengths[rows[ended]] = step + 1
-            live &= ~ended
+            tokens, *logprobs = self._draw(logits, torch.from_numpy(uniforms[rows, step]).to(device))
+            ids = tokens.cpu().numpy()
+            drawn.keep(step, rows[live], ids[live], *(values.cpu().numpy()[live] for values in logprobs))
+            live &= ids != self.eos_token_id
             if step + 1 == limit or not live.any():
                 break
             if live.sum() < COMPACT_BELOW * len(rows):
-                keep = live.nonzero().squeeze(1)
-                decoding.select(keep.to(device))
-                rows, token, live = rows[keep], token[keep], live[keep]
-            logits = decoding.advance(self.model, token.to(device))
-        return [
-            Generation(
-                response_ids=tokens[i, : lengths[i]].numpy(),
-                logprobs=logprobs[i, : lengths[i]].numpy(),
-                filtered_logprobs=filtered_logprobs[i, : lengths[i]].numpy(),
-                prompt_logprobs=prompt_logprobs[i],
-                finish="eos" if tokens[i, lengths[i] - 1] == self.eos_token_id else "length",
-            )
-            for i in range(count)
-        ]
+                kept = torch.from_numpy(live.nonzero()[0]).to(device)
+                decoding.select(kept)
+                tokens, rows, live = tokens[kept], rows[live], live[live]
+            logits = decoding.advance(self.model, tokens)
+        return [drawn.generation(i, self.eos_token_id, prompt_logprobs[i]) for i in range(len(prompts))]
 
     def _prefill(self, prompts: Sequence[IntArray], device: torch.device) -> tuple[Decoding, Tensor, list[np.ndarray]]:
         """Runs each distinct prompt once and spreads its cache over the rows that share it."""
@@ -154,6 +139,45 @@ def filter_logprobs(logprobs: Tensor, top_k: int | None, top_p: float | None) ->
     return logprobs
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a batch has sampled so far: [B, limit] each, filled from the left."""
+
+    ids: IntArray
+    logprobs: FloatArray  # nats, full distribution
+    filtered_logprobs: FloatArray  # nats, of the distribution drawn from
+    lengths: IntArray  # [B] tokens of each sequence
+
+    @classmethod
+    def room(cls, batch: int, limit: int) -> Drawn:
+        shape = (batch, limit)
+        return cls(
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.float32),
+            np.zeros(batch, np.int64),
+        )
+
+    def keep(
+        self, step: int, rows: IntArray, ids: IntArray, logprobs: FloatArray, filtered_logprobs: FloatArray
+    ) -> None:
+        """Takes the token that each of these rows has drawn at this step, their EOS included."""
+        self.ids[rows, step] = ids
+        self.logprobs[rows, step] = logprobs
+        self.filtered_logprobs[rows, step] = filtered_logprobs
+        self.lengths[rows] = step + 1
+
+    def generation(self, row: int, eos_token_id: int, prompt_logprobs: FloatArray) -> Generation:
+        length = int(self.lengths[row])
+        return Generation(
+            response_ids=self.ids[row, :length],
+            logprobs=self.logprobs[row, :length],
+            filtered_logprobs=self.filtered_logprobs[row, :length],
+            prompt_logprobs=prompt_logprobs,
+            finish="eos" if self.ids[row, length - 1] == eos_token_id else "length",
+        )
+
+
 @dataclass(slots=True)
 class Decoding:
     """A batch in the middle of decoding: its cache, which positions of it are real, and where each row stands."""
@@ -175,7 +199,7 @@ class Decoding:
         logits = model(
             input_ids=tokens.unsqueeze(1),
             attention_mask=None if self.mask is None else self.mask[:, : self.length],
-            position_ids=self.positions.unsqueeze(1),
+            position_ids=None if self.mask is None else self.positions.unsqueeze(1),
             past_key_values=self.cache,
             use_cache=True,
         ).logits

@@ -84,7 +84,9 @@ def main() -> None:
             theirs = [run_trl(options, *kind, folder) for kind in itertools.product((1, 2), ("dynamic", "static"))]
             for result in (ours, *theirs):
                 parts = "  ".join(f"{part} {seconds:.3f}" for part, seconds in result.seconds.items())
-                print(f"{result.name:32s} {result.samples_per_second:7.1f} samples/s   s/iteration: {parts}", flush=True)
+                print(
+                    f"{result.name:32s} {result.samples_per_second:7.1f} samples/s   s/iteration: {parts}", flush=True
+                )
             best = max(theirs, key=lambda result: result.samples_per_second)
             ratios.append(ours.samples_per_second / best.samples_per_second)
             print(f"round {number}: ratio {ratios[-1]:.2f} against {best.name}", flush=True)
