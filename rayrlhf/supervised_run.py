@@ -10,7 +10,9 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -226,7 +228,7 @@ def _fit(settings: SupervisedSettings, work: Path, show: Callable[[str], None]) 
                     controller_failure_limit=0,  # type: ignore[call-arg]
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
-                worker_runtime_env={"env_vars": environment},
+                worker_runtime_env={"py_executable": shlex.quote(sys.executable), "env_vars": environment},
             ),
         )
         (work / FAULT).unlink(missing_ok=True)

@@ -3,7 +3,8 @@
     python tests/benchmarks/compare_with_trl.py --trl-python PYTHON_WITH_TRL --rounds 3
 
 Same model, prompt, groups, lengths, one optimizer step a batch of samples, fp32, KL penalty on, two cores each. TRL
-runs at one and two threads with its dynamic and its static cache, and the best of these counts in each round.
+runs at one and two threads, with its dynamic and its static cache, in one batch and in micro-batches of 40 samples, and
+the best of these counts in each round. `--groups 4` is the shape of the default job; larger batches favour RayRLHF.
 """
 
 from __future__ import annotations
@@ -51,27 +52,31 @@ def run_rayrlhf(options: argparse.Namespace, round_number: int, folder: Path) ->
     return Result("RayRLHF", samples / wall, {"iteration": wall / len(counted), **seconds})
 
 
-def run_trl(options: argparse.Namespace, threads: int, cache: str, folder: Path) -> Result:
+def run_trl(options: argparse.Namespace, threads: int, cache: str, accumulation: int, folder: Path) -> Result:
     command = [
         options.trl_python, str(Path(__file__).with_name("trl_loop.py")), "--model", str(MODEL),
-        "--threads", str(threads), "--cache", cache, "--groups", str(options.groups),
+        "--threads", str(threads), "--cache", cache, "--accumulation", str(accumulation), "--groups", str(options.groups),
         "--group-size", str(options.group_size), "--max-new-tokens", str(options.max_new_tokens),
         "--iterations", str(options.iterations), "--warmup", str(options.warmup), "--output", str(folder / "trl"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     line = json.loads(done.stdout.strip().splitlines()[-1])
-    return Result(f"TRL, {threads} threads, {cache} cache", line["samples_per_second"], line["seconds_per_iteration"])
+    return Result(
+        f"TRL, {threads} threads, {cache} cache, {accumulation} micro-batches",
+        line["samples_per_second"],
+        line["seconds_per_iteration"],
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", default=sys.executable, help="a Python that has TRL 1.16.0")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=10)
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--iterations", type=int, default=24)
+    parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--zero-stage", type=int, default=2)
@@ -81,11 +86,13 @@ def main() -> None:
         folder = Path(name)
         for number in range(options.rounds):
             ours = run_rayrlhf(options, number, folder)
-            theirs = [run_trl(options, *kind, folder) for kind in itertools.product((1, 2), ("dynamic", "static"))]
+            splits = sorted({1, max(1, options.groups * options.group_size // 40)})
+            kinds = itertools.product((1, 2), ("dynamic", "static"), splits)
+            theirs = [run_trl(options, *kind, folder) for kind in kinds]
             for result in (ours, *theirs):
                 parts = "  ".join(f"{part} {seconds:.3f}" for part, seconds in result.seconds.items())
                 print(
-                    f"{result.name:32s} {result.samples_per_second:7.1f} samples/s   s/iteration: {parts}", flush=True
+                    f"{result.name:46s} {result.samples_per_second:7.1f} samples/s   s/iteration: {parts}", flush=True
                 )
             best = max(theirs, key=lambda result: result.samples_per_second)
             ratios.append(ours.samples_per_second / best.samples_per_second)

@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--accumulation", type=int, required=True, help="micro-batches of one optimizer step")
     parser.add_argument("--cache", choices=["dynamic", "static"], required=True)
     parser.add_argument("--groups", type=int, required=True)
     parser.add_argument("--group-size", type=int, required=True)
@@ -77,8 +78,8 @@ def main() -> None:
             use_cpu=True,
             bf16=False,
             gradient_checkpointing=False,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=1,
+            per_device_train_batch_size=batch // arguments.accumulation,
+            gradient_accumulation_steps=arguments.accumulation,
             num_generations=arguments.group_size,
             max_completion_length=arguments.max_new_tokens,
             max_steps=arguments.iterations,
