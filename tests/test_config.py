@@ -314,7 +314,7 @@ def test_the_default_recipe_is_the_tried_alliteration_job() -> None:
     assert isinstance(config.algorithm, RLOOConfig)
     assert (config.algorithm.kl.coef, config.algorithm.kl.reduction) == (0.4, "sum")
     assert isinstance(config.optimizer, AdamWConfig)
-    assert config.optimizer.lr == 3e-4
+    assert config.optimizer.lr == 5e-4
 
 
 @pytest.mark.parametrize(
