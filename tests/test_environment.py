@@ -72,7 +72,7 @@ def start(project: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process = subprocess.Popen(
             ["make", "setup", *(f"{name}={value}" for name, value in variables.items())],
             cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
-            env={**os.environ, "PIP_NO_INDEX": "1"},
+            env={**{name: value for name, value in os.environ.items() if not name.startswith("MAKE")}, "PIP_NO_INDEX": "1"},
         )  # fmt: skip
         started.append(process)
         return process
