@@ -259,6 +259,7 @@ def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_accumulation_and_a_biting_clip_equal_a_plain_loop(
     ray_cluster: None, tmp_path: Path, expected: dict[str, torch.Tensor]
 ) -> None:
@@ -316,6 +317,7 @@ def test_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path, shar
     assert all(torch.equal(killed[name], value) for name, value in uninterrupted.items())
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed(tmp_path: Path, sharded: Path) -> None:
     """`kill -9` of the command, a resume that asks for something else, then one that asks for the same."""
     output = tmp_path / "out"

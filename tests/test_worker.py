@@ -73,6 +73,7 @@ def test_a_lost_batch_is_redone(
     environment.mark.unlink(missing_ok=True)
     timeout_s = 20 if environment is HangsOnce else 300
     pool = make_pool(tiny_model, f"tests.broken_environments:{environment.__name__}", workers=2, timeout_s=timeout_s)
+    pool.ready()  # a worker that has not started yet is given longer
     assert same(played(pool), expected)
     assert environment.mark.exists()
     assert pool.deaths == 1
