@@ -104,7 +104,11 @@ def run(command: str, folder: Path) -> str:
     """Standard output and errors of a command that must succeed, run with this environment's programs."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "COLUMNS": "200"}
-    environment.pop("PYTHONPATH", None)
+    for name in [*environment]:  # what other tests of this process, a learner's ranks and Ray have set
+        if name in ("PYTHONPATH", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE") or name.startswith(
+            ("MASTER_", "RAY_")
+        ):
+            del environment[name]
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, timeout=DEADLINE_S, check=False,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
