@@ -1,4 +1,4 @@
-"""The contracts that plugins implement: environments, rewards, sampling engines, algorithms.
+"""The contracts that plugins and parts implement: environments, rewards, actors, sampling engines, algorithms.
 
 Plugins import this module and `types.py`; the core never imports a plugin by name (`plugins.py` loads them).
 """
@@ -11,11 +11,29 @@ from typing import Any, Protocol, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
-from rayrlhf.types import EpisodeScore, Generation, IntArray, TrainingSequence, Trajectory
+from rayrlhf.types import (
+    Action,
+    EpisodeScore,
+    FloatArray,
+    GameState,
+    Generation,
+    IntArray,
+    Situation,
+    StepResult,
+    TrainingBatch,
+    Trajectory,
+    Turn,
+    ValueQuery,
+)
 
 
 class Environment(Protocol):
-    """Gymnasium's contract with text for observations and actions (`gymnasium.Env[str, str]` satisfies it)."""
+    """Gymnasium's contract with text for observations and actions (`gymnasium.Env[str, str]` satisfies it).
+
+    `reset(seed=n)` starts the n-th episode: equal seeds start equal episodes. `info` may say more, each key with the
+    meaning of the field of that name of `types.GameState`: commands, score, max_score, won, lost, valid, objective,
+    solution, key.
+    """
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -42,6 +60,52 @@ class Reward(Protocol):
     def __call__(self, trajectories: Sequence[Trajectory]) -> RewardValues | Awaitable[RewardValues]: ...
 
 
+class Environments(Protocol):
+    """Many episodes played side by side, each in a slot of its own; slots are numbered 0, 1, ... by `reset`.
+
+    `Environment` is one game for one player; this is what a rollout plays with. Equal seeds and actions give equal
+    results whatever else is played beside.
+    """
+
+    def reset(self, seeds: Sequence[int]) -> list[StepResult]:
+        """Starts len(seeds) episodes anew, slot i with seeds[i], and forgets all that were under way."""
+        ...
+
+    def step(self, actions: Mapping[int, str]) -> dict[int, StepResult]:
+        """Takes one action in each of the slots named. Raises EpisodeError that names the slot's fault."""
+        ...
+
+    def counts(self) -> Mapping[str, float]:
+        """Counters since the last call, under env/* names (steps, memo hits, retries by cause, seconds)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Prompter(Protocol):
+    """The agent's text: what the policy is shown at each turn, token in, token out (SPEC TW-6, TW-7)."""
+
+    def prompt(self, turns: Sequence[Turn], observation: str, state: GameState) -> IntArray:
+        """Prompt ids [P], P >= 1, of the decision that is due after `turns`."""
+        ...
+
+    def command_ids(self, command: str) -> IntArray:
+        """The response [T] that stands for a command, its closing token included; the same ids at every turn."""
+        ...
+
+    def decode(self, ids: IntArray) -> str:
+        """Response ids [T] as text without special tokens."""
+        ...
+
+
+class Actor(Protocol):
+    """Whoever plays: the policy in training, a baseline, a person at the keyboard."""
+
+    def act(self, situations: Sequence[Situation]) -> list[Action]:
+        """One action for each situation, in order; called with all running episodes of a batch at once."""
+        ...
+
+
 class Sampler(Protocol):
     """A policy that continues token sequences."""
 
@@ -55,12 +119,25 @@ class Sampler(Protocol):
 
 
 class Algorithm(Protocol):
-    """Turns scored episodes into training sequences, and says which loss the learner minimises over them."""
+    """Turns scored episodes into what the learner fits, and says which objective the learner minimises over it."""
+
+    objective: Any  # a losses.Objective
+
+    def value_queries(self, trajectories: Sequence[Trajectory]) -> list[ValueQuery]:
+        """Which values the algorithm needs of the value network before `prepare`; none where it has no such network."""
+        ...
 
     def prepare(
-        self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
-    ) -> tuple[list[TrainingSequence], Mapping[str, float]]:
-        """Returns one training sequence a turn and metrics under SPEC X-10 names."""
+        self,
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[EpisodeScore],
+        values: Sequence[FloatArray],
+        seed: int,
+    ) -> tuple[TrainingBatch, Mapping[str, float]]:
+        """The update's batch and metrics under SPEC X-10 names.
+
+        `values` answer `value_queries`, [S] each; `seed` decides how minibatches are drawn.
+        """
         ...
 
     def shaped_rewards(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> NDArray[np.float64]:
