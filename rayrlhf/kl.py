@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from rayrlhf.types import FloatArray, Turn
+from rayrlhf.types import AllowedTokens, FloatArray, Turn
 
 
 def token_kl(logprobs: FloatArray, reference_logprobs: FloatArray) -> FloatArray:
@@ -20,11 +20,32 @@ def token_kl(logprobs: FloatArray, reference_logprobs: FloatArray) -> FloatArray
 
 
 def turn_kl(turn: Turn, include_prompt: bool) -> FloatArray:
-    """k_t of one turn's response tokens, [T]; with `include_prompt` those of the prompt from its second token on first."""
+    """KL in nats at each response token of a turn, [T]; with `include_prompt` that of the prompt from its second token on
+    first.
+
+    k_t, or where decoding was constrained the exact KL over the tokens that were allowed: sum_v pi(v) (log pi(v) - log
+    ref(v)). 0 for a turn that was an example: the policy did not choose it.
+    """
     response = token_kl(turn.logprobs, turn.reference_logprobs)
+    if turn.allowed is not None:
+        gaps = token_kl(turn.allowed.logprobs, turn.allowed.reference_logprobs)
+        response = np.where(turn.allowed.counts > 0, _expected(turn.allowed, gaps), response)
     if not include_prompt:
         return response
     return np.concatenate([token_kl(turn.prompt_logprobs, turn.prompt_reference_logprobs), response])
+
+
+def turn_entropy(turn: Turn) -> FloatArray:
+    """Entropy in nats at each response token, [T]: exact where decoding was constrained, else its sample -log pi(y_t)."""
+    if turn.allowed is None:
+        return -turn.logprobs
+    return np.where(turn.allowed.counts > 0, _expected(turn.allowed, -turn.allowed.logprobs), -turn.logprobs)
+
+
+def _expected(allowed: AllowedTokens, values: FloatArray) -> FloatArray:
+    """sum_v pi(v) values(v) over the tokens allowed at each response token: values [A] -> [T]."""
+    sums = np.concatenate([[0.0], np.cumsum(np.exp(allowed.logprobs.astype(np.float64)) * values)])
+    return np.diff(sums[allowed.offsets]).astype(np.float32)
 
 
 def penalty(kl: FloatArray, coef: float, reduction: Literal["sum", "mean"]) -> float:

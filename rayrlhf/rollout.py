@@ -1,29 +1,34 @@
-"""Playing episodes, without Ray: environments and a policy in, trajectories out.
+"""Playing episodes, without Ray: environments and an actor in, trajectories out.
 
-Training, evaluation and a person at the keyboard all play through `play_episodes`; only the sampler differs.
+Training, evaluation, a baseline and a person at the keyboard all play through `play_episodes`; only the actor differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from rayrlhf.errors import EpisodeError
-from rayrlhf.interfaces import Environment, Sampler
-from rayrlhf.policy import score_tokens
-from rayrlhf.types import EpisodeSpec, FloatArray, IntArray, Trajectory, Turn
+from rayrlhf.interfaces import Actor, Environments, Prompter
+from rayrlhf.policy import score_allowed, score_tokens
+from rayrlhf.types import (
+    Action,
+    EpisodeSpec,
+    FloatArray,
+    Generation,
+    Situation,
+    Split,
+    StepResult,
+    Trajectory,
+    Turn,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """Text to the policy's token ids and back."""
-
-    encode: Callable[[str], IntArray]  # an observation -> prompt ids [P], P >= 1
-    decode: Callable[[IntArray], str]  # response ids [T] -> text without special tokens
+Examples = Callable[[Situation, int], str | None]
+"""Says whether the turn of this number is played as an example, and which command it is (SPEC TW-8)."""
 
 
 @dataclass(slots=True)
@@ -31,111 +36,179 @@ class Episode:
     """One episode while it is played."""
 
     spec: EpisodeSpec
-    environment: Environment
-    observation: str
-    turns: list[Turn]
-    terminated: bool = False
-    truncated: bool = False
+    now: StepResult  # what the environment has answered last
+    turns: list[Turn] = field(default_factory=list)
 
     @property
     def over(self) -> bool:
-        return self.terminated or self.truncated
+        return self.now.terminated or self.now.truncated
 
-    def step(self, turn: Turn) -> None:
-        """Gives the turn's action to the environment and keeps the turn with the reward it brought."""
-        try:
-            observation, reward, terminated, truncated, _ = self.environment.step(turn.action)
-        except Exception as error:
+    def situation(self, slot: int, prompter: Prompter) -> Situation:
+        return Situation(
+            episode=slot,
+            prompt_ids=prompter.prompt(self.turns, self.now.observation, self.now.state),
+            observation=self.now.observation,
+            state=self.now.state,
+            seed=turn_seed(self.spec.sampling_seed, len(self.turns)),
+            greedy=self.spec.greedy,
+        )
+
+    def take(self, situation: Situation, action: Action, example: bool, answer: StepResult) -> None:
+        """Keeps the turn that led from the situation to the environment's answer."""
+        if not np.isfinite(answer.reward):
             raise EpisodeError(
-                f"episode {self.spec.index}: the environment raised {type(error).__name__}: {error}"
-            ) from error
-        reward = float(reward)
-        if not np.isfinite(reward):
-            raise EpisodeError(f"episode {self.spec.index}: the environment's reward is {reward}, not a finite number")
-        self.turns.append(replace(turn, reward=reward))
-        self.observation, self.terminated, self.truncated = observation, bool(terminated), bool(truncated)
+                f"episode {self.spec.index}: the environment's reward is {answer.reward}, not a finite number"
+            )
+        generation = action.generation
+        self.turns.append(
+            Turn(
+                observation=situation.observation,
+                action=action.text,
+                prompt_ids=situation.prompt_ids,
+                response_ids=generation.response_ids,
+                logprobs=generation.logprobs,
+                filtered_logprobs=generation.filtered_logprobs,
+                reference_logprobs=np.zeros_like(generation.logprobs),
+                prompt_logprobs=generation.prompt_logprobs,
+                prompt_reference_logprobs=np.zeros_like(generation.prompt_logprobs),
+                reward=answer.reward,
+                finish=generation.finish,
+                allowed=generation.allowed,
+                before=situation.state,
+                after=answer.state,
+                example=example,
+            )
+        )
+        self.now = answer
+
+    def trajectory(self, weights_version: int, prompter: Prompter) -> Trajectory:
+        """The episode as it stands; one that is not over was cut off by a limit."""
+        ended = self.now.terminated
+        after = [] if ended else [prompter.prompt(self.turns, self.now.observation, self.now.state)]
+        return Trajectory(
+            group=self.spec.group,
+            index=self.spec.index,
+            environment_seed=self.spec.environment_seed,
+            sampling_seed=self.spec.sampling_seed,
+            weights_version=weights_version,
+            turns=tuple(self.turns),
+            terminated=ended,
+            truncated=not ended,
+            final_observation=self.now.observation,
+            final_prompt_ids=after[0] if after else np.zeros(0, np.int64),
+            split=self.spec.split,
+        )
 
 
 def play_episodes(
     specs: Sequence[EpisodeSpec],
-    make_environment: Callable[[], Environment],
-    sampler: Sampler,
-    codec: Codec,
+    environments: Environments,
+    actor: Actor,
+    prompter: Prompter,
     weights_version: int = 0,
     max_turns: int = 1,
+    examples: Examples | None = None,
 ) -> list[Trajectory]:
-    """Plays one batch of episodes to their ends, all of their turns sampled together; returns them in order.
+    """Plays one batch of episodes to their ends, turn by turn, all of a turn decided together; returns them in order.
 
-    The same specs, sampler weights and arguments give the same trajectories bit for bit. An episode still running
-    after `max_turns` turns is truncated. Reference log-probabilities are zeros until `with_reference` fills them in.
+    The same specs, weights and arguments give the same trajectories bit for bit. An episode still running after
+    `max_turns` turns is truncated. Reference log-probabilities are zeros until `with_reference` fills them in.
     """
-    episodes = [_start(spec, make_environment()) for spec in specs]
+    starts = environments.reset([spec.environment_seed for spec in specs])
+    episodes = [Episode(spec, start) for spec, start in zip(specs, starts)]
     for number in range(max_turns):
-        running = [episode for episode in episodes if not episode.over]
-        if not running:
+        situations = [e.situation(slot, prompter) for slot, e in enumerate(episodes) if not e.over]
+        if not situations:
             break
-        prompts = [codec.encode(episode.observation) for episode in running]
-        seeds = [turn_seed(episode.spec.sampling_seed, number) for episode in running]
-        for episode, prompt, generation in zip(running, prompts, sampler.sample(prompts, seeds)):
-            unscored = np.zeros_like(generation.logprobs)
-            episode.step(
-                Turn(
-                    observation=episode.observation,
-                    action=codec.decode(generation.response_ids),
-                    prompt_ids=prompt,
-                    response_ids=generation.response_ids,
-                    logprobs=generation.logprobs,
-                    filtered_logprobs=generation.filtered_logprobs,
-                    reference_logprobs=unscored,
-                    prompt_logprobs=generation.prompt_logprobs,
-                    prompt_reference_logprobs=np.zeros_like(generation.prompt_logprobs),
-                    reward=0.0,
-                    finish=generation.finish,
-                )
-            )
-    return [
-        Trajectory(
-            group=episode.spec.group,
-            index=episode.spec.index,
-            environment_seed=episode.spec.environment_seed,
-            sampling_seed=episode.spec.sampling_seed,
-            weights_version=weights_version,
-            turns=tuple(episode.turns),
-            terminated=episode.terminated,
-            truncated=not episode.terminated,
-        )
-        for episode in episodes
-    ]
+        shown = [examples(situation, number) if examples else None for situation in situations]
+        chosen = iter(actor.act([s for s, command in zip(situations, shown) if command is None]))
+        actions = [next(chosen) if command is None else example_action(command, prompter) for command in shown]
+        answers = environments.step({s.episode: action.text for s, action in zip(situations, actions)})
+        for situation, action, command in zip(situations, actions, shown):
+            episodes[situation.episode].take(situation, action, command is not None, answers[situation.episode])
+    return [episode.trajectory(weights_version, prompter) for episode in episodes]
+
+
+def example_action(command: str, prompter: Prompter) -> Action:
+    """A command that is played for the policy: its tokens stand in the memory and bear no log-probabilities."""
+    ids = prompter.command_ids(command)
+    none = np.zeros(len(ids), np.float32)
+    return Action(command, Generation(ids, none, none, np.zeros(0, np.float32), "eos"))
 
 
 def with_reference(trajectories: Sequence[Trajectory], reference: nn.Module, temperature: float) -> list[Trajectory]:
-    """The trajectories with the frozen reference's log-probabilities, at the policy's temperature (SPEC X-6)."""
+    """The trajectories with the frozen reference's log-probabilities, at the policy's temperature (SPEC X-6).
+
+    Where decoding was constrained the reference is held to the same tokens. Example turns stay as they are.
+    """
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    scored = iter(_reference_scored(turns, reference, temperature))
+    return [replace(trajectory, turns=tuple(next(scored) for _ in trajectory.turns)) for trajectory in trajectories]
+
+
+def _reference_scored(turns: Sequence[Turn], reference: nn.Module, temperature: float) -> list[Turn]:
+    results = list(turns)
+    free = [i for i, turn in enumerate(turns) if turn.allowed is None and not turn.example]
+    constrained = [i for i, turn in enumerate(turns) if turn.allowed is not None and not turn.example]
     # Where the prompt was scored under the policy it is scored under the reference too: from its second token on.
-    starts = [1 if len(turn.prompt_logprobs) else len(turn.prompt_ids) for turn in turns]
-    sequences = [np.concatenate([turn.prompt_ids, turn.response_ids]) for turn in turns]
-    scored = iter(score_tokens(reference, sequences, starts, temperature))
-    return [
-        replace(trajectory, turns=tuple(_scored(turn, next(scored)) for turn in trajectory.turns))
-        for trajectory in trajectories
-    ]
+    starts = [1 if len(turns[i].prompt_logprobs) else len(turns[i].prompt_ids) for i in free]
+    for i, logprobs in zip(free, score_tokens(reference, [_tokens(turns[i]) for i in free], starts, temperature)):
+        prompt = len(turns[i].prompt_logprobs)
+        results[i] = replace(
+            turns[i], prompt_reference_logprobs=logprobs[:prompt], reference_logprobs=logprobs[prompt:]
+        )
+    allowed = [turn.allowed for turn in turns if turn.allowed is not None and not turn.example]
+    scores = score_allowed(
+        reference,
+        [_tokens(turns[i]) for i in constrained],
+        [len(turns[i].prompt_ids) for i in constrained],
+        allowed,
+        temperature,
+    )
+    for i, sets, (of_sets, of_tokens) in zip(constrained, allowed, scores):
+        filled = replace(sets, reference_logprobs=of_sets)
+        results[i] = replace(turns[i], allowed=filled, reference_logprobs=of_tokens)
+    return results
+
+
+def with_prompt_logprobs(trajectories: Sequence[Trajectory], policy: nn.Module, temperature: float) -> list[Trajectory]:
+    """The trajectories with the policy's log-probabilities of their prompts where the actor has not scored them."""
+
+    def scored(turn: Turn, logprobs: FloatArray) -> Turn:
+        return turn if len(turn.prompt_logprobs) == len(logprobs) else replace(turn, prompt_logprobs=logprobs)
+
+    prompts = [turn.prompt_ids for trajectory in trajectories for turn in trajectory.turns]
+    scores = iter(score_tokens(policy, prompts, [1] * len(prompts), temperature))
+    return [replace(t, turns=tuple(scored(turn, next(scores)) for turn in t.turns)) for t in trajectories]
+
+
+def _tokens(turn: Turn) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.concatenate([turn.prompt_ids, turn.response_ids])
 
 
 def deal_specs(
-    run_seed: int, iteration: int, groups: int, group_size: int, groups_per_batch: int
+    run_seed: int,
+    iteration: int,
+    groups: int,
+    group_size: int,
+    groups_per_batch: int,
+    split: Split = "train",
+    greedy: bool = False,
 ) -> list[list[EpisodeSpec]]:
     """The episodes of one iteration, batched: every seed follows from (run seed, iteration, index).
 
-    Environment seeds count up through the run, so that prompts come by in order; the baseline before the first
-    iteration is iteration -1 and plays the first groups' environments.
+    Environment seeds count up through the run, so that prompts and games come by in order; the baseline before the
+    first iteration is iteration -1 and plays the first groups' environments. Held-out games are the same each time.
     """
-    first_group = max(iteration, 0) * groups
+    first_group = max(iteration, 0) * groups if split == "train" else 0
     specs = [
         EpisodeSpec(
             group=index // group_size,
             index=index,
             environment_seed=first_group + index // group_size,
             sampling_seed=episode_seed(run_seed, iteration, index),
+            split=split,
+            greedy=greedy,
         )
         for index in range(groups * group_size)
     ]
@@ -156,26 +229,20 @@ def turn_seed(sampling_seed: int, turn: int) -> int:
     return int(np.random.SeedSequence([sampling_seed, turn]).generate_state(1, np.uint64)[0])
 
 
-def _start(spec: EpisodeSpec, environment: Environment) -> Episode:
-    try:
-        observation, _ = environment.reset(seed=spec.environment_seed)
-    except Exception as error:
-        raise EpisodeError(f"episode {spec.index}: reset raised {type(error).__name__}: {error}") from error
-    return Episode(spec=spec, environment=environment, observation=observation, turns=[])
-
-
-def _scored(turn: Turn, logprobs: FloatArray) -> Turn:
-    prompt = len(turn.prompt_logprobs)
-    return replace(turn, prompt_reference_logprobs=logprobs[:prompt], reference_logprobs=logprobs[prompt:])
-
-
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> Mapping[str, float]:
-    """rollout/* metrics of one iteration."""
+    """rollout/* metrics of one iteration; of games also the share that was won, the turns and what was understood."""
     lengths = [trajectory.response_tokens for trajectory in trajectories]
-    last: list[Any] = [trajectory.turns[-1].finish for trajectory in trajectories]
-    return {
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    metrics = {
         "rollout/episodes": len(trajectories),
         "rollout/tokens": sum(lengths),
         "rollout/length_mean": float(np.mean(lengths)),
-        "rollout/finished": sum(finish == "eos" for finish in last) / len(last),
+        "rollout/finished": sum(t.turns[-1].finish != "length" for t in trajectories) / len(trajectories),
     }
+    if any(turn.before.commands for turn in turns):
+        metrics |= {
+            "rollout/won": sum(t.turns[-1].after.won for t in trajectories) / len(trajectories),
+            "rollout/turns": len(turns) / len(trajectories),
+            "rollout/valid": sum(turn.after.valid for turn in turns) / len(turns),
+        }
+    return metrics

@@ -7,7 +7,8 @@ import pytest
 
 from rayrlhf.advantages import group_standardised, leave_one_out, minus_moving_average
 from rayrlhf.algorithms import build_algorithm
-from rayrlhf.algorithms.policy_gradient import by_group, token_weights, training_sequences
+from rayrlhf.algorithms.policy_gradient import by_group, training_sequences
+from rayrlhf.algorithms.sequences import token_weights
 from rayrlhf.config import FixedKLConfig, GRPOConfig, ReinforceConfig, RLOOConfig
 from rayrlhf.kl import penalty, token_kl
 from rayrlhf.types import EpisodeScore, Trajectory, Turn
@@ -79,13 +80,13 @@ def test_penalty_is_subtracted_inside_the_baseline() -> None:
     episodes = [episode(0, 0, [-1, -1], [-2, -2]), episode(0, 1, [-1], [-1])]
     algorithm = build_algorithm(config)
     shaped = algorithm.shaped_rewards(episodes, [score(3), score(5)])
-    sequences, metrics = algorithm.prepare(episodes, [score(3), score(5)])
+    batch, metrics = algorithm.prepare(episodes, [score(3), score(5)], [], 0)
     np.testing.assert_allclose(shaped, [3 - 0.5 * 2, 5])
     assert metrics["objective/kl"] == pytest.approx(1.0)
     assert metrics["objective/kl_per_token"] == pytest.approx(2 / 3)
     assert metrics["objective/score"] == pytest.approx(4)
     assert metrics["objective/score_total"] == pytest.approx(3.5)
-    np.testing.assert_allclose([sequence.advantages[0] for sequence in sequences], [2 - 5, 5 - 2])
+    np.testing.assert_allclose([sequence.advantages[0] for sequence in batch.sequences], [2 - 5, 5 - 2])
 
 
 def test_prompt_counts_where_asked() -> None:
@@ -120,20 +121,20 @@ def test_reinforce_uses_raw_rewards_without_baseline_and_remembers_its_average()
     """ALLIT-3: L = R * CE with the raw R; the moving average is state that a resumed run needs."""
     episodes = [episode(0, 0, [-1], [-1]), episode(1, 1, [-1], [-1])]
     raw = build_algorithm(ReinforceConfig(baseline_decay=None))
-    sequences, _ = raw.prepare(episodes, [score(3), score(5)])
-    np.testing.assert_allclose([sequence.advantages[0] for sequence in sequences], [3, 5])
+    batch, _ = raw.prepare(episodes, [score(3), score(5)], [], 0)
+    np.testing.assert_allclose([sequence.advantages[0] for sequence in batch.sequences], [3, 5])
     averaged = build_algorithm(ReinforceConfig(baseline_decay=0.5))
-    averaged.prepare(episodes, [score(3), score(5)])
+    averaged.prepare(episodes, [score(3), score(5)], [], 0)
     copy = build_algorithm(ReinforceConfig(baseline_decay=0.5))
     copy.load_state_dict(averaged.state_dict())
-    sequences, metrics = copy.prepare(episodes, [score(6), score(8)])
-    np.testing.assert_allclose([sequence.advantages[0] for sequence in sequences], [2, 4])
+    batch, metrics = copy.prepare(episodes, [score(6), score(8)], [], 0)
+    np.testing.assert_allclose([sequence.advantages[0] for sequence in batch.sequences], [2, 4])
     assert metrics["objective/baseline"] == pytest.approx(5.5)
 
 
 def test_equal_rewards_teach_nothing_and_are_counted() -> None:
     episodes = [episode(g, 2 * g + i, [-1], [-1]) for g in range(2) for i in range(2)]
     for config in (RLOOConfig(), GRPOConfig()):
-        sequences, metrics = build_algorithm(config).prepare(episodes, [score(v) for v in (1, 1, 0, 2)])
+        batch, metrics = build_algorithm(config).prepare(episodes, [score(v) for v in (1, 1, 0, 2)], [], 0)
         assert metrics["objective/zero_variance_groups"] == 0.5
-        np.testing.assert_allclose([sequence.advantages[0] for sequence in sequences[:2]], 0)
+        np.testing.assert_allclose([sequence.advantages[0] for sequence in batch.sequences[:2]], 0)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from rayrlhf.algorithms.grpo import GRPO
+from rayrlhf.algorithms.ppo import PPO
 from rayrlhf.algorithms.reinforce import Reinforce
+from rayrlhf.algorithms.rejection_sampling import RejectionSampling
 from rayrlhf.algorithms.rloo import RLOO
-from rayrlhf.config import AlgorithmConfig, GRPOConfig, ReinforceConfig, RLOOConfig
+from rayrlhf.config import (
+    AlgorithmConfig,
+    GRPOConfig,
+    PPOConfig,
+    ReinforceConfig,
+    RejectionSamplingConfig,
+    RLOOConfig,
+)
 
 
-def build_algorithm(config: AlgorithmConfig) -> RLOO | Reinforce | GRPO:
+def build_algorithm(config: AlgorithmConfig) -> RLOO | Reinforce | GRPO | PPO | RejectionSampling:
     match config:
         case RLOOConfig():
             return RLOO(config)
@@ -16,3 +25,7 @@ def build_algorithm(config: AlgorithmConfig) -> RLOO | Reinforce | GRPO:
             return GRPO(config)
         case ReinforceConfig():
             return Reinforce(config)
+        case PPOConfig():
+            return PPO(config)
+        case RejectionSamplingConfig():
+            return RejectionSampling(config)

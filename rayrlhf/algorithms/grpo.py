@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 from rayrlhf.advantages import group_standardised
 from rayrlhf.algorithms.policy_gradient import PolicyGradient, by_group, group_metrics
 from rayrlhf.config import GRPOConfig
-from rayrlhf.losses import ClippedLoss
 from rayrlhf.types import Trajectory
 
 
 class GRPO(PolicyGradient):
     def __init__(self, config: GRPOConfig):
         super().__init__(config)
-        self.loss = ClippedLoss(config.clip_range)
         self.by_std = config.normalize_by_std
 
     def advantages(

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from rayrlhf.advantages import minus_moving_average
 from rayrlhf.algorithms.policy_gradient import PolicyGradient
 from rayrlhf.config import ReinforceConfig
-from rayrlhf.losses import PolicyGradientLoss
 from rayrlhf.types import Trajectory
 
 
 class Reinforce(PolicyGradient):
     def __init__(self, config: ReinforceConfig):
         super().__init__(config)
-        self.loss = PolicyGradientLoss(config.importance_cap)
         self.decay = config.baseline_decay
         self.average: float | None = None  # of shaped rewards, over the batches before this one
 

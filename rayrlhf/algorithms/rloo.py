@@ -9,16 +9,10 @@ from numpy.typing import NDArray
 
 from rayrlhf.advantages import leave_one_out
 from rayrlhf.algorithms.policy_gradient import PolicyGradient, by_group, group_metrics
-from rayrlhf.config import RLOOConfig
-from rayrlhf.losses import PolicyGradientLoss
 from rayrlhf.types import Trajectory
 
 
 class RLOO(PolicyGradient):
-    def __init__(self, config: RLOOConfig):
-        super().__init__(config)
-        self.loss = PolicyGradientLoss(config.importance_cap)
-
     def advantages(
         self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
     ) -> tuple[NDArray[np.float64], Mapping[str, float]]:

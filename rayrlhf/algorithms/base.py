@@ -1,0 +1,81 @@
+"""What all algorithms share: the reward that is maximised, and what the log says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayrlhf.config import FixedKLConfig
+from rayrlhf.kl import penalty, turn_entropy, turn_kl
+from rayrlhf.types import EpisodeScore, FloatArray, Trajectory, ValueQuery
+
+
+class ObjectiveConfig(Protocol):
+    """What every algorithm's config says of the objective."""
+
+    @property
+    def kl(self) -> FixedKLConfig: ...
+    @property
+    def turn_discount(self) -> float: ...
+    @property
+    def include_prompt(self) -> bool: ...
+
+
+class EpisodeAlgorithm:
+    """An algorithm without a value network and without state of its own, unless a subclass has them."""
+
+    def __init__(self, config: ObjectiveConfig):
+        self._objective = config
+
+    def value_queries(self, trajectories: Sequence[Trajectory]) -> list[ValueQuery]:
+        """There is no value network."""
+        return []
+
+    def shaped_rewards(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> NDArray[np.float64]:
+        """Score minus KL penalty of each episode, [N] (SPEC X-4), rewards of later turns discounted.
+
+        The penalty is a number, not a tensor: no gradient flows through it (SPEC ALLIT-7), and baselines are taken on
+        what this returns (SPEC ALLIT-5).
+        """
+        kl = self._objective.kl
+        penalties = [penalty(self._kl(trajectory), kl.coef, kl.reduction) for trajectory in trajectories]
+        return discounted_scores(scores, self._objective.turn_discount) - np.array(penalties)
+
+    def objective_metrics(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> dict[str, float]:
+        """objective/* (SPEC X-10): score, score_total and entropy an episode; kl in nats a sequence and a token (X-4)."""
+        kls = [self._kl(trajectory) for trajectory in trajectories]
+        nats = [float(values.sum(dtype=np.float64)) for values in kls]
+        entropies = [float(sum(turn_entropy(turn).sum(dtype=np.float64) for turn in t.turns)) for t in trajectories]
+        raw = discounted_scores(scores, 1.0)
+        return {
+            "objective/score": float(raw.mean()),
+            "objective/score_std": float(raw.std()),
+            "objective/score_total": float(self.shaped_rewards(trajectories, scores).mean()),
+            "objective/kl": float(np.mean(nats)),
+            "objective/kl_per_token": float(sum(nats) / max(sum(len(values) for values in kls), 1)),
+            "objective/kl_coef": self._objective.kl.coef,
+            "objective/entropy": float(np.mean(entropies)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """There is no state."""
+
+    def _kl(self, trajectory: Trajectory) -> FloatArray:
+        """KL in nats of all scored tokens of an episode."""
+        return np.concatenate([turn_kl(turn, self._objective.include_prompt) for turn in trajectory.turns])
+
+
+def discounted_scores(scores: Sequence[EpisodeScore], turn_discount: float) -> NDArray[np.float64]:
+    """The reward of each episode seen from its start, [N]: sum over turns k of turn_discount ** k * score_k."""
+    return np.array(
+        [
+            float(np.sum(score.total.astype(np.float64) * turn_discount ** np.arange(len(score.total))))
+            for score in scores
+        ]
+    )

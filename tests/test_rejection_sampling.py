@@ -1,0 +1,91 @@
+"""Rejection sampling: which turns are kept, and that they are fitted by cross-entropy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rayrlhf.algorithms.rejection_sampling import RejectionSampling, choose_best
+from rayrlhf.config import FixedKLConfig, RejectionSamplingConfig
+from rayrlhf.errors import LearnerError
+from rayrlhf.types import Trajectory
+from tests.game_episodes import episode, score_of, turn
+
+NO_KL = FixedKLConfig(coef=0)
+
+
+def three_episodes() -> list[Trajectory]:
+    """Rewards (0, 4), (2,), (1, unfinished); each prompt is one token of its own."""
+    return [
+        episode([turn(1, (1,)), turn(2, (2,), reward=4.0)], index=0),
+        episode([turn(1, (3,), reward=2.0)], index=1),
+        episode([turn(1, (4,), reward=1.0)], terminated=False, index=2),
+    ]
+
+
+def kept_prompts(config: RejectionSamplingConfig, trajectories: list[Trajectory], seed: int = 0) -> list[int]:
+    batch, _ = RejectionSampling(config).prepare(trajectories, [score_of(t) for t in trajectories], [], seed)
+    return [int(sequence.input_ids[0]) for sequence in batch.sequences]
+
+
+def test_the_best_returns_are_kept() -> None:
+    """TW-12, TW-20: the score of a turn is its discounted return: 0 + .9 * 4, 4, 2 and 1."""
+    config = RejectionSamplingConfig(kl=NO_KL, keep=2, turn_discount=0.9)
+    assert kept_prompts(config, three_episodes()) == [1, 2]
+    strongly = RejectionSamplingConfig(kl=NO_KL, keep=2, turn_discount=0.4)
+    assert kept_prompts(strongly, three_episodes()) == [2, 3]
+
+
+def test_fraction_and_more_than_there_are() -> None:
+    """TW-20: the top int(n p), at least one; N beyond the batch keeps all."""
+    assert kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep_fraction=0.25, turn_discount=0.9), three_episodes()) == [
+        2
+    ]
+    assert kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep_fraction=0.01, turn_discount=0.9), three_episodes()) == [
+        2
+    ]
+    assert kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep=99), three_episodes()) == [1, 2, 3, 4]
+
+
+def test_kl_is_subtracted_from_the_score() -> None:
+    """TW-20: score_i = ret_i - beta_rew * sum_t k_t of the turn's own tokens."""
+    far = [
+        episode([turn(1, (1,), reward=4.0, kl=30.0)], index=0),
+        episode([turn(1, (2,), reward=2.0, kl=1.0)], index=1),
+    ]
+    assert kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep=1), far) == [1]
+    assert kept_prompts(RejectionSamplingConfig(kl=FixedKLConfig(coef=0.1), keep=1), far) == [2]
+
+
+def test_unfinished_episodes() -> None:
+    """TW-12: tails of unfinished episodes are kept, or left out."""
+    assert 4 in kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep=9), three_episodes())
+    assert 4 not in kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep=9, unfinished="drop"), three_episodes())
+
+
+def test_ties_and_duplicates() -> None:
+    """TW-20: ties with the last one kept by chance or all; of one prompt and answer only the best counts."""
+    turns = [turn(1, (1,)), turn(1, (2,)), turn(1, (3,)), turn(1, (1,))]
+    values = np.array([1.0, 1.0, 1.0, 2.0])
+    chosen = {tuple(choose_best(turns, values, 2, False, False, seed)) for seed in range(30)}
+    assert chosen == {(0, 3), (1, 3), (2, 3)}
+    assert choose_best(turns, values, 2, True, False, 0) == [0, 1, 2, 3]
+    assert choose_best(turns, values, 9, False, True, 0) == [1, 2, 3]
+
+
+def test_loss_is_the_mean_cross_entropy_of_what_was_chosen() -> None:
+    """TW-20: advantage 1 and equal weights over the chosen tokens of the turns kept; forced tokens and examples have
+    none."""
+    trajectories = [episode([turn(3, (1,), sizes=(1, 3, 2), reward=1.0), turn(2, (2,), example=True, reward=9.0)])]
+    batch, metrics = RejectionSampling(RejectionSamplingConfig(kl=NO_KL, keep=5)).prepare(
+        trajectories, [score_of(t) for t in trajectories], [], 0
+    )
+    [sequence] = batch.sequences
+    np.testing.assert_allclose(sequence.weights, [0, 0.5, 0.5])
+    np.testing.assert_allclose(sequence.advantages, [0, 1, 1])
+    assert metrics["objective/kept"] == 1
+
+
+def test_nothing_to_learn_from_is_named() -> None:
+    with pytest.raises(LearnerError, match="no turn of this iteration"):
+        kept_prompts(RejectionSamplingConfig(kl=NO_KL, unfinished="drop"), three_episodes()[2:])
