@@ -44,6 +44,7 @@ class Series:
     label: str
     iterations: Sequence[float]
     values: Sequence[float]
+    marked: bool = False  # each point is shown: of what is measured now and then
 
 
 def line_chart(
@@ -94,7 +95,7 @@ def moving_average(values: Sequence[float], width: int) -> np.ndarray:
 
 def _draw(axes, line: Series, colour: str) -> None:  # type: ignore[no-untyped-def]
     few = len(line.values) <= 40
-    marker = "o" if len(line.values) <= 2 else None
+    marker = "o" if line.marked or len(line.values) <= 2 else None
     axes.plot(line.iterations, line.values, color=colour, linewidth=1.8 if few else 0.8, alpha=1 if few else 0.35,
               marker=marker, markersize=4)  # fmt: skip
     if not few:

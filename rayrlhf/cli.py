@@ -1,4 +1,4 @@
-"""The command line: `rayrlhf train`, `generate`, `report`, `recipes`, `rewards`, `sft`, `doctor`.
+"""The command line: `rayrlhf train`, `generate`, `report`, `recipes`, `rewards`, `envs`, `sft`, `doctor`.
 
 A command imports its module when it runs, so that `--help` needs neither torch nor Ray.
 """
@@ -90,6 +90,97 @@ def generate(
 
 
 @app.command()
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, or a model with --recipe.")],
+    recipe: Annotated[str | None, typer.Option(help="Whose environment a model plays: a recipe or YAML file.")] = None,
+    games: Annotated[
+        int | None, typer.Option(min=1, help="Held-out games.", show_default="evaluation.episodes of the config")
+    ] = None,
+    episodes_per_game: Annotated[int, typer.Option(min=1, help="Episodes a game, of players that draw.")] = 1,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Only the likeliest commands, nothing sampled.")] = False,
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="Only sampled commands, at the run's temperature.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal figures.")] = 0,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Play a run's held-out games with its policy, beside a random player and the known solution."""
+    from rayrlhf.evaluate import evaluate as play_and_print
+    from rayrlhf.evaluation_results import PlayerName
+
+    policy: tuple[PlayerName, ...] = ("greedy", "sampled")
+    if greedy != sampled:
+        policy = ("greedy",) if greedy else ("sampled",)
+    play_and_print(
+        source=source,
+        recipe=recipe,
+        games=games,
+        episodes_per_game=episodes_per_game,
+        players=(*policy, "random", "oracle"),
+        seed=seed,
+        json_file=json,
+    )
+
+
+@app.command()
+def play(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN_OR_MODEL]", help="A run's folder, or a model with --game.", show_default=False),
+    ] = None,
+    game: Annotated[Path | None, typer.Option(help="Play this game file (.z8).", show_default=False)] = None,
+    human: Annotated[bool, typer.Option("--human", help="Play alone, without the policy.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look on while the policy plays one game.")] = False,
+    delay: Annotated[float, typer.Option(min=0, help="Seconds between the moves of --watch.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Which of the environment's games.")] = 0,
+    held_out: Annotated[bool, typer.Option("--held-out", help="One of the games that are not trained on.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the policy, above 0.", show_default="the run's, else 1")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="The policy takes its likeliest command.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Keep the transcript in this JSONL file.", show_default=False)
+    ] = None,
+    export_sft: Annotated[
+        Path | None, typer.Option(help="Write the moves as prompt and completion (JSONL).", show_default=False)
+    ] = None,
+    export_preferences: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write your moves beside the policy's as prompt, chosen, rejected (JSONL).", show_default=False
+        ),
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Play this transcript again and check that it fits.", show_default=False)
+    ] = None,
+) -> None:
+    """Play a text game with a policy: take its moves or your own. `?` lists the keys."""
+    from rayrlhf.play import PlayOptions, play, play_again
+    from rayrlhf.play_outputs import Exports
+
+    exports = Exports(export_sft, export_preferences)
+    if replay is not None:
+        if source or game or human or watch or save:
+            raise UserError("--replay takes all from its transcript: of the others only --export-... go with it")
+        raise typer.Exit(0 if play_again(replay, exports) else 1)
+    play(
+        PlayOptions(
+            source=source,
+            game=game,
+            human=human,
+            watch=watch,
+            delay_s=delay,
+            seed=seed,
+            held_out=held_out,
+            temperature=temperature,
+            greedy=greedy,
+            save=save,
+            exports=exports,
+        )
+    )
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="A run's folder, such as runs/my-run.")],
 ) -> None:
@@ -119,6 +210,14 @@ def rewards(context: typer.Context) -> None:
     from rayrlhf.rewards_cli import rewards_app
 
     _hand_over(rewards_app, context)
+
+
+@app.command(context_settings=_ELSEWHERE, add_help_option=False)
+def envs(context: typer.Context) -> None:
+    """List, show, test and time environments, and make games."""
+    from rayrlhf.envs_cli import envs_app
+
+    _hand_over(envs_app, context)
 
 
 @app.command(context_settings=_ELSEWHERE, add_help_option=False)

@@ -51,9 +51,14 @@ def _sections(annotation: Any) -> tuple[Section, ...]:
     return tuple(section for part in get_args(annotation) for section in _sections(part))
 
 
+def _tag_key(section: Section) -> str:
+    """The key by which a member of a tagged union is chosen: the one that can have a single value."""
+    return next(key for key, field in section.model_fields.items() if len(_literals(field.annotation)) == 1)
+
+
 def _tag(section: Section) -> str:
-    """The name by which a member of a tagged union is chosen."""
-    return str(section.model_fields["name"].default)
+    """The value of that key that chooses this member."""
+    return str(section.model_fields[_tag_key(section)].default)
 
 
 class Spot(NamedTuple):
@@ -92,8 +97,8 @@ def _find(location: Sequence[str | int], tree: Any) -> Spot:
 def _chosen(members: tuple[Section, ...], node: Any) -> Section | None:
     if len(members) < 2:
         return members[0] if members else None
-    name = node.get("name") if isinstance(node, dict) else None
-    return next((member for member in members if _tag(member) == name), None)
+    given = node if isinstance(node, dict) else {}
+    return next((member for member in members if _tag(member) == given.get(_tag_key(member))), None)
 
 
 def _keys_below(section: Section) -> Iterator[str]:
@@ -113,8 +118,8 @@ def _explain(draft: Draft, detail: ErrorDetails) -> tuple[KeyPath, str]:
     if kind == "extra_forbidden":
         return spot.path, _unknown_key(spot)
     if kind == "union_tag_invalid":
-        names = [_tag(member) for member in _sections(spot.field.annotation)] if spot.field else []
-        return (*spot.path, "name"), _none_of(str(context["tag"]), names)
+        members = _sections(spot.field.annotation) if spot.field else ()
+        return (*spot.path, _tag_key(members[0])), _none_of(str(context["tag"]), [_tag(member) for member in members])
     if kind in ("model_type", "model_attributes_type"):
         return spot.path, _not_a_section(spot, value)
     if kind == "literal_error" and spot.field is not None:
@@ -135,7 +140,8 @@ def _unknown_key(spot: Spot) -> str:
     if near := suggestion(key, list(others), cutoff=0.8):
         having = [_tag(member) for member in spot.family if near in member.model_fields]
         return f"{_tag(owner)} has no {near} ({' and '.join(having)} {'has' if len(having) == 1 else 'have'})"
-    everywhere = {name.rsplit(".", 1)[-1]: name for name in reversed(list(_keys_below(RunConfig)))}
+    deepest_first = sorted(reversed(list(_keys_below(RunConfig))), key=lambda name: -name.count("."))
+    everywhere = {name.rsplit(".", 1)[-1]: name for name in deepest_first}
     if near := suggestion(key, list(everywhere), cutoff=0.8):
         return f"unknown key, did you mean {everywhere[near]}?"
     return f"unknown key; the keys here are {', '.join(sorted(owner.model_fields))}"
@@ -157,8 +163,8 @@ def _not_a_section(spot: Spot, value: Any) -> str:
     members = _sections(spot.field.annotation) if spot.field else ()
     if members == (RewardPart,):
         return f"must be a reward's name or {{name: ..., weight: ...}}, not {_shown(value)}"
-    named = any("name" in member.model_fields for member in members) and isinstance(value, str)
-    guess = f", did you mean {dotted(spot.path)}.name: {value}?" if named else ""
+    key = _tag_key(members[0]) if len(members) > 1 else "name" if any("name" in m.model_fields for m in members) else None
+    guess = f", did you mean {dotted(spot.path)}.{key}: {value}?" if key and isinstance(value, str) else ""
     return f"must be a section of `key: value` lines, not {_shown(value)}{guess}"
 
 

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
@@ -116,12 +116,21 @@ def _locate(source: str) -> tuple[Path, str]:
     raise ConfigError(f"{source}: no recipe and no file has this name; {guess}: {', '.join(known)}")
 
 
-def _name_default_members(tree: dict[str, Any]) -> None:
-    """A section of a tagged union without a name is the default member, as every key left out has its default."""
-    for key, field in RunConfig.model_fields.items():
-        section = tree.get(key)
-        if field.discriminator and isinstance(section, dict):
-            section.setdefault(str(field.discriminator), getattr(field.default, str(field.discriminator)))
+def _name_default_members(tree: dict[str, Any], section: type[BaseModel] = RunConfig) -> None:
+    """A section of a tagged union without its tag is the default member, as every key left out has its default."""
+    for key, field in section.model_fields.items():
+        below = tree.get(key)
+        if not isinstance(below, dict):
+            continue
+        tag, default = field.discriminator, field.default
+        if isinstance(tag, str):
+            below.setdefault(tag, getattr(default, tag))
+            members: list[type[BaseModel]] = [part for part in get_args(field.annotation) if isinstance(part, type)]
+            chosen = next((m for m in members if m.model_fields[tag].default == below[tag]), None)
+            if chosen is not None:
+                _name_default_members(below, chosen)
+        elif isinstance(default, BaseModel):
+            _name_default_members(below, type(default))
 
 
 def _validated(tree: dict[str, Any]) -> tuple[RunConfig | None, ValidationError | None]:

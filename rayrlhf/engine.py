@@ -1,7 +1,7 @@
 """One network in one DeepSpeed engine, through Fabric: forward, backward, step, gather, save, load.
 
-A learner has an engine a network (a value network will be a second one): an engine that skips a part of its parameters
-in a step applies their stale gradients at ZeRO stage 3. A frozen network needs none: it stays a plain module.
+A learner has an engine a network, a value network of its own too: an engine that skips a part of its parameters in a
+step applies their stale gradients at ZeRO stage 3. A frozen network needs none: it stays a plain module.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ class Engine:
         self._fabric = fabric
         config = fabric.strategy.config  # type: ignore[attr-defined]
         config["gradient_clipping"] = optimizer.max_grad_norm or 0.0  # unset, DeepSpeed clips to 1.0
-        # Buckets are allocated whole, 800 MB each in fp32, however small the network.
-        bucket = min(BUCKET_ELEMENTS, sum(parameter.numel() for parameter in module.parameters()))
+        # Buckets are allocated whole, 800 MB each in fp32, however small the network; DeepSpeed wants an even size.
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        bucket = min(BUCKET_ELEMENTS, parameters + parameters % 2)
         config["zero_optimization"].update(reduce_bucket_size=bucket, allgather_bucket_size=bucket)
         self._wrapped, self._optimizer = fabric.setup(module, build_optimizer(optimizer, module))
         self._engine: Any = self._wrapped._forward_module
@@ -148,15 +149,16 @@ class Engine:
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    def gather(self) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter's name and whole value, tied ones once, valid until the next is asked for.
+    def gather(self, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole value of each parameter of a part of the network, tied ones once, valid until the next is
+        asked for.
 
         Collective: at stage 3 every rank holds one gathered parameter at a time, so all must iterate to the end.
         """
         import deepspeed
 
         sharded = self._engine.zero_optimization_partition_weights()
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in part.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
                 yield name, parameter.detach()
 

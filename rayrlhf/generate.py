@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,17 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from rayrlhf import plugins
 from rayrlhf.checkpoint import newest_model
-from rayrlhf.config import ModelConfig, PromptsConfig, RewardPart
+from rayrlhf.config import AgentConfig, ModelConfig, PromptsConfig, RewardPart
+from rayrlhf.environments import EnvironmentSettings, open_environments
+from rayrlhf.player import Player
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import load_prompts
 from rayrlhf.reward_process import RewardProcess
-from rayrlhf.rollout import deal_specs, play_episodes
+from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
-from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
+from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import EpisodeScore, Trajectory
-from rayrlhf.worker import make_codec
 
 REWARD_TIMEOUT_S = 60.0
 
@@ -56,12 +55,20 @@ def sample(
     tokenizer = load_tokenizer(model)
     policy = load_policy(model)
     check_vocabulary(model, policy, tokenizer)
-    prompts = load_prompts(prompts_config, tokenizer, context_length(model), max_new_tokens)
-    environment = plugins.load("environment", "single_turn")
+    context = context_length(model)
+    prompts = load_prompts(prompts_config, tokenizer, context, max_new_tokens)
+    player = Player(
+        policy=policy,
+        tokenizer=tokenizer,
+        context=context,
+        agent=AgentConfig(),
+        prompts=prompts.items,
+        sampling=SamplingSettings(max_new_tokens, temperature),
+        max_turns=1,
+    )
+    environments = open_environments(EnvironmentSettings("single_turn"), [item.text for item in prompts.items])
     [specs] = deal_specs(seed, 0, samples, 1, samples)
-    sampler = TransformersSampler(policy, tokenizer.eos_token_id, SamplingSettings(max_new_tokens, temperature))
-    make_environment = partial(environment, prompts=[item.text for item in prompts.items])
-    return play_episodes(specs, make_environment, sampler, make_codec(tokenizer, prompts.items))
+    return player.play(specs, environments, weights_version=0)
 
 
 def find_model(source: str) -> tuple[ModelConfig, PromptsConfig]:

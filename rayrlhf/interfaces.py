@@ -140,6 +140,12 @@ class Algorithm(Protocol):
         """
         ...
 
+    def turn_values(
+        self, trajectories: Sequence[Trajectory], values: Sequence[FloatArray]
+    ) -> list[Sequence[float] | None]:
+        """Of each episode the value of the state before each turn, for the log; None without a value network."""
+        ...
+
     def shaped_rewards(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> NDArray[np.float64]:
         """What is maximised of each episode, [N]: its score minus its KL penalty (SPEC X-4)."""
         ...

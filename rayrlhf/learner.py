@@ -1,35 +1,59 @@
-"""One rank of the learner: turns training sequences into optimizer steps. Free of Ray; Fabric and DeepSpeed inside.
+"""One rank of the learner: turns training batches into optimizer steps. Free of Ray; Fabric and DeepSpeed inside.
 
 Every rank is handed all sequences of an update and takes its share of the plan; ranks only ever add sums.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rayrlhf.config import LearnerConfig, ModelConfig, OptimizerConfig, OptimizerSettings
+from rayrlhf.batch_loss import policy_loss, value_loss
+from rayrlhf.config import (
+    HeadValueConfig,
+    LearnerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OptimizerSettings,
+    SeparateValueConfig,
+    ValueConfig,
+)
 from rayrlhf.engine import Engine, launch_fabric
-from rayrlhf.errors import CheckpointError, LearnerError
-from rayrlhf.losses import PolicyLoss, TokenStatistics, entropies, selected_logprobs, token_statistics
-from rayrlhf.micro_batches import MicroBatch, MicroBatchPlan, collate, plan_micro_batches
+from rayrlhf.errors import LearnerError, ModelError
+from rayrlhf.learner_state import load_random_state, read_version, restore_random_state, save_random_state, write_state
+from rayrlhf.losses import Objective
+from rayrlhf.micro_batches import MicroBatch, collate, plan_micro_batches
+from rayrlhf.packed_sequences import Limits, PackedSequences, check_minibatches, pack_sequences, pack_tokens
 from rayrlhf.policy import load_policy, load_tokenizer
+from rayrlhf.policy_network import PolicyNetwork
 from rayrlhf.strategy import Device
-from rayrlhf.types import TrainingSequence, UpdateReport, Weights
+from rayrlhf.types import FloatArray, Minibatch, TrainingBatch, UpdateReport, ValueQuery, Weights
+from rayrlhf.update_statistics import (
+    Step,
+    StepStatistics,
+    TokenStatistics,
+    ValueStatistics,
+    update_metrics,
+    variance_explained,
+)
+from rayrlhf.value import (
+    ValueHead,
+    ValueNetwork,
+    build_value_network,
+    compute_values,
+    hidden_size,
+    limits_of,
+    split_values,
+    write_value,
+)
 from rayrlhf.weights import checksum, to_array
-
-STATE_FILE = "learner.json"
 
 
 def learning_rate(settings: OptimizerSettings, iteration: int, iterations: int) -> float:
@@ -47,12 +71,12 @@ def learning_rate(settings: OptimizerSettings, iteration: int, iterations: int) 
 
 
 class Learner:
-    """The policy in training. All methods are collective: every rank calls them in the same order."""
+    """The policy in training and its value network. All methods are collective: every rank calls them in one order."""
 
     def __init__(
         self,
         model_path: str,
-        loss: PolicyLoss,
+        objective: Objective,
         optimizer: OptimizerConfig,
         config: LearnerConfig,
         temperature: float,
@@ -61,25 +85,30 @@ class Learner:
         rank: int = 0,
         world: int = 1,
         trust_remote_code: bool = False,
+        value: ValueConfig | None = None,
     ):
         """Loads the policy from `model_path` and joins the other ranks (`engine.launch_fabric` says where they meet).
 
         `temperature` is the sampler's: the differentiated distribution is the sampled one (SPEC X-5, X-6).
-        `iterations` is the length of the run, for the learning rate.
+        `iterations` is the length of the run, for the learning rates. `value` is the network that `objective.value`
+        fits: neither comes without the other.
 
         Raises:
-            ModelError: the model does not load.
+            ModelError: the policy or the value network does not load, or they do not fit each other.
             LearnerError, InstallationError: from `launch_fabric`.
         """
-        self._loss = loss
+        if (objective.value is None) != (value is None):
+            raise LearnerError("a value network and an objective to fit it come together: give both or neither")
+        self._objective = objective
         self._optimizer = optimizer
         self._config = config
         self._temperature = temperature
         self._iterations = iterations
         self._model = ModelConfig(path=model_path, trust_remote_code=trust_remote_code)
+        self._value_config = value
         self.rank = rank
         self.world = world
-        self.version = 0  # optimizer updates behind the weights
+        self.version = 0  # updates behind the weights
         self._stopped = False
 
         bf16 = config.precision == "bf16" or (
@@ -88,94 +117,107 @@ class Learner:
         self._precision = "bf16-mixed" if bf16 else "32-true"
         fabric = launch_fabric(config.zero_stage, self._precision, device, rank, world)
         self._device = fabric.device
-        policy = load_policy(self._model)
-        _count_pad_embedding(policy)
-        self._vocabulary = policy.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        self._context = getattr(policy.config, "max_position_embeddings", None)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(policy.forward).parameters
-        self._policy = Engine(fabric, policy, optimizer)
+        self._network = _policy_network(load_policy(self._model), value)
+        self._limits = limits_of(self._network.policy)
+        self._engines = {"policy": Engine(fabric, self._network, optimizer)}
+        self._rates: dict[str, OptimizerSettings] = {"policy": optimizer}
+        self._critic: ValueNetwork | None = None
+        if isinstance(value, SeparateValueConfig):
+            self._critic = build_value_network(value, self._model)
+            self._limits = _common_limits(self._limits, self._critic.limits)
+            self._engines["value"] = Engine(fabric, self._critic, value.optimizer)
+            self._rates["value"] = value.optimizer
 
-    def update(self, sequences: Sequence[TrainingSequence], iteration: int) -> UpdateReport:
-        """One optimizer step on the sum over all sequences and scored tokens of weights x loss.
+    def update(self, batch: TrainingBatch, iteration: int) -> UpdateReport:
+        """One optimizer step for each minibatch, in order, on the sum over its sequences and scored tokens of weights x
+        loss (`types.TrainingSequence`, `types.Minibatch`), until a step's approxkl is above `batch.target_kl`.
 
-        `sequences` are all sequences of the update, the same on every rank, sampled with the weights as they are now.
-        Metrics are means over the scored tokens of all ranks that carry loss; lengths and norms in their own units.
+        `batch` is the same on every rank, sampled and valued with the weights as they are now. `version` rises by one.
+        `update_statistics.update_metrics` says what the metrics are.
 
         Raises:
-            LearnerError: before any weight has changed, on all ranks: a sequence is malformed, a loss or a gradient is
-                not finite, or learner and sampler disagree about log-probabilities (SPEC X-5).
+            LearnerError: on all ranks. A sequence is malformed, or in the first step learner and sampler disagree about
+                log-probabilities (SPEC X-5): before any weight has changed. A loss or a gradient is not finite.
         """
         began = time.perf_counter()
         if self._stopped:
             raise LearnerError("this learner stopped in an update; build it anew and load the last checkpoint")
-        self._check_sequences(sequences)
-        lengths = [len(sequence) for sequence in sequences]
-        plan = plan_micro_batches(lengths, self.world, self._config.tokens_per_micro_batch)
-        lr = learning_rate(self._optimizer, iteration, self._iterations)
-        self._stopped = True  # until the step is done: an update that fails leaves half a gradient in the engine
-
-        self._policy.begin(lr, plan.micro_batches)
-        statistics = TokenStatistics.zero(self._device)
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for number, indices in enumerate(plan.ranks[self.rank], start=1):
-            loss, of_tokens = self._forward(collate([sequences[i] for i in indices]).to(self._device))
-            statistics += of_tokens
-            total += loss.detach()
-            self._policy.backward(loss)
-            if number < plan.micro_batches:
-                self._policy.next_micro_batch()
-        statistics, total = self._reduce(statistics, total)
-        self._agree(statistics, float(total))
-        grad_norm = self._policy.finish()
-
+        check_minibatches(batch)
+        packed = pack_sequences(batch.sequences, self._limits, with_values=self._objective.value is not None)
+        rates = {name: learning_rate(rate, iteration, self._iterations) for name, rate in self._rates.items()}
+        self._stopped = True  # until the last step is done: one that fails leaves half a gradient in the engine
+        steps: list[Step] = []
+        for minibatch in batch.minibatches:
+            steps.append(self._step(packed, minibatch, rates, behind=len(steps), of=len(batch.minibatches)))
+            if batch.target_kl is not None and steps[-1].statistics.tokens.approxkl > batch.target_kl:
+                break
         self._stopped = False
         self.version += 1
+        metrics = update_metrics(steps) | {"policy/stopped_early": float(len(steps) < len(batch.minibatches))}
+        metrics["learner/lr"] = rates["policy"]
+        if "value" in rates:
+            metrics["learner/value_lr"] = rates["value"]
+        if self._objective.value is not None:
+            metrics["val/var_explained"] = variance_explained(packed.values, packed.returns, packed.value_weights != 0)
         seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=self._device)
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
-        return UpdateReport(
-            version=self.version,
-            metrics={**statistics.metrics(), **_step_metrics(float(total), grad_norm, lr, plan)},
-            seconds=float(seconds),
-        )
+        return UpdateReport(version=self.version, metrics=metrics, seconds=float(seconds))
 
-    def _forward(self, batch: MicroBatch) -> tuple[Tensor, TokenStatistics]:
-        """This micro-batch's share of the global loss (a scalar with gradient), and its tokens' statistics."""
-        columns = slice(batch.first, batch.last)
-        extra: dict[str, Any] = {}
-        if self._keeps_logits:  # the vocabulary is by far the widest layer: no logits of prompts
-            extra["logits_to_keep"] = torch.arange(batch.first, batch.last, device=self._device)
-        logits = self._policy.forward(batch.input_ids, use_cache=False, return_dict=False, **extra)[0]
-        if not self._keeps_logits:
-            logits = logits[:, columns]
-        behaviour, advantages = batch.behaviour_logprobs[:, columns], batch.advantages[:, columns]
-        weights = batch.weights[:, columns]
-        # A token of weight 0 is in neither loss nor statistics: its behaviour log-probability need not mean anything.
-        scored = batch.mask[:, columns] & (weights != 0)
+    def _step(
+        self, packed: PackedSequences, minibatch: Minibatch, rates: Mapping[str, float], behind: int, of: int
+    ) -> Step:
+        """The optimizer step after `behind` others of an update of `of`."""
+        indices = np.asarray(minibatch.indices, np.int64)
+        budget = self._config.tokens_per_micro_batch
+        plan = plan_micro_batches(packed.tokens.lengths[indices].tolist(), self.world, budget)
+        for name, engine in self._engines.items():
+            engine.begin(rates[name], plan.micro_batches)
+        statistics = StepStatistics.zero(self._device)
+        for number, members in enumerate(plan.ranks[self.rank], start=1):
+            batch = collate(packed, indices[list(members)].tolist(), minibatch).to(self._device)
+            statistics += self._backward(batch)
+            if number < plan.micro_batches:
+                for engine in self._engines.values():
+                    engine.next_micro_batch()
+        statistics = statistics.reduced()
+        state = "no weight was changed" if not behind else f"{behind} of {of} steps of this update were already taken"
+        self._check_finite(statistics, state)
+        if not behind:
+            self._check_agreement(statistics.tokens)
+        norms = {name: engine.finish() for name, engine in self._engines.items()}
+        return Step(statistics, norms["policy"], norms.get("value"), plan.padding, plan.micro_batches)
 
-        logprobs = selected_logprobs(logits, batch.targets[:, columns], self._temperature)
-        losses = self._loss(logprobs, behaviour, advantages)
-        clipped = self._loss.clipped(logprobs.detach(), behaviour, advantages)
-        token_entropies = entropies(logits, self._temperature)
-        statistics = token_statistics(losses.detach(), logprobs.detach(), behaviour, token_entropies, clipped, scored)
-        return (weights * losses).sum(), statistics
+    def _backward(self, batch: MicroBatch) -> StepStatistics:
+        """Adds the gradients of this micro-batch's share of the loss to the engines'."""
+        policy, objective = self._engines["policy"], self._objective
+        logits, values = policy.forward(batch.input_ids, batch.columns, batch.value_columns)
+        loss, of_tokens = policy_loss(logits, batch, objective, self._temperature)
+        if objective.value is None:
+            policy.backward(loss)
+            return StepStatistics(of_tokens, ValueStatistics.zero(self._device), _losses(loss, torch.zeros_like(loss)))
+        if "value" not in self._engines:
+            of_value, of_values = value_loss(values, batch, objective.value)
+            policy.backward(loss + of_value)  # one joint loss: every parameter has a gradient in every step
+        else:
+            policy.backward(loss)
+            values = self._engines["value"].forward(batch.input_ids, batch.value_columns)
+            of_value, of_values = value_loss(values, batch, objective.value)
+            self._engines["value"].backward(of_value)
+        return StepStatistics(of_tokens, of_values, _losses(loss, of_value))
 
-    def _reduce(self, statistics: TokenStatistics, total: Tensor) -> tuple[TokenStatistics, Tensor]:
-        sums = torch.cat([statistics.sums, total.reshape(1)])
-        maxima = statistics.maxima.clone()
-        dist.all_reduce(sums, dist.ReduceOp.SUM)
-        dist.all_reduce(maxima, dist.ReduceOp.MAX)
-        return TokenStatistics(sums[:-1], maxima), sums[-1]
-
-    def _agree(self, statistics: TokenStatistics, loss: float) -> None:
+    def _check_finite(self, statistics: StepStatistics, state: str) -> None:
         """Raises LearnerError on all ranks, whose numbers are the same here, where the step must not be taken."""
-        metrics = statistics.metrics()
-        tokens = int(metrics["learner/tokens"])
-        bad = int(statistics.sums[-1])
-        if bad or not np.isfinite(loss):
+        losses = statistics.losses.tolist()
+        if statistics.not_finite or not np.isfinite(losses).all():
             raise LearnerError(
-                f"the loss is not finite on {bad} of {tokens} scored tokens (sum {loss}); no weight was changed. Check "
-                "the rewards' scale, and that optimizer.lr has not made the policy diverge in the updates before."
+                f"the loss is not finite on {statistics.not_finite} of {statistics.tokens.count} scored tokens (policy "
+                f"{losses[0]}, value {losses[1]}); {state}. Check the rewards' scale, and that optimizer.lr has not made "
+                "the policy diverge in the updates before."
             )
+
+    def _check_agreement(self, tokens: TokenStatistics) -> None:
+        """Raises LearnerError on all ranks where the policy is not the one that sampled (SPEC X-5)."""
+        metrics = tokens.metrics()
         gaps = metrics["learner/logprob_gap_max"], metrics["learner/logprob_gap_mean"]
         if self._precision == "bf16-mixed":
             gap, limit, option = gaps[1], self._config.max_mean_logprob_gap_bf16, "max_mean_logprob_gap_bf16"
@@ -183,20 +225,35 @@ class Learner:
             gap, limit, option = gaps[0], self._config.max_logprob_gap, "max_logprob_gap"
         if gap > limit:
             raise LearnerError(
-                f"learner and sampler disagree about the log-probabilities of {tokens} scored tokens: by {gaps[0]:.3g} "
-                f"nats on the worst, by {gaps[1]:.3g} on the mean token; learner.{option} allows {limit:g}. No weight "
-                "was changed. Check that both have the same model, weights version and temperature, that the behaviour "
-                "log-probabilities are those of the full vocabulary, and that each stands at its own token."
+                f"learner and sampler disagree about the log-probabilities of {tokens.count} scored tokens: by "
+                f"{gaps[0]:.3g} nats on the worst, by {gaps[1]:.3g} on the mean token; learner.{option} allows {limit:g}. "
+                "No weight was changed. Check that both have the same model, weights version and temperature, that the "
+                "behaviour log-probabilities are those of the full vocabulary, or of the tokens allowed where decoding "
+                "was constrained, and that each stands at its own token."
             )
 
-    def _check_sequences(self, sequences: Sequence[TrainingSequence]) -> None:
-        """Raises LearnerError by number: what one rank alone would trip over leaves the others waiting for it."""
-        if not sequences:
-            raise LearnerError("no training sequences: an update needs at least one")
-        for number, sequence in enumerate(sequences):
-            fault = _fault(sequence, self._vocabulary, self._context)
-            if fault:
-                raise LearnerError(f"training sequence {number} of {len(sequences)}: {fault}; no weight was changed")
+    def values(self, queries: Sequence[ValueQuery]) -> list[FloatArray]:
+        """V of what `queries` ask for, [S] each, the same at every rank.
+
+        Raises:
+            LearnerError: there is no value network, a query is malformed, or a value is not finite.
+        """
+        if self._objective.value is None:
+            raise LearnerError("this learner has no value network: algorithms that ask for values need algorithm.value")
+        if not queries:
+            return []
+        tokens = pack_tokens(queries, "value query", self._limits)
+        plan = plan_micro_batches(tokens.lengths.tolist(), self.world, self._config.tokens_per_micro_batch)
+        values = compute_values(self._value_forward, tokens, plan.ranks[self.rank], self._device)
+        dist.all_reduce(values, dist.ReduceOp.SUM)  # each rank has zeros where others have values
+        if not values.isfinite().all():
+            raise LearnerError("the value network's values are not finite: it has diverged; lower its learning rate")
+        return split_values(values, tokens)
+
+    def _value_forward(self, input_ids: Tensor, columns: Tensor) -> Tensor:
+        if "value" in self._engines:
+            return self._engines["value"].forward(input_ids, columns)
+        return self._engines["policy"].forward(input_ids, columns[:1], columns)[1]
 
     def weights(self) -> Weights | None:
         """The policy's parameters with their version and checksum, at rank 0; None at the others.
@@ -204,116 +261,93 @@ class Learner:
         float32, or the bits of bfloat16 as uint16 where that is the learner's precision (`weights.load_into` takes
         both). One tensor at a time is gathered.
         """
-        arrays = {name: to_array(tensor) for name, tensor in self._policy.gather() if self.rank == 0}
+        gathered = self._engines["policy"].gather(self._network.policy)
+        arrays = {name: to_array(tensor) for name, tensor in gathered if self.rank == 0}
         return Weights(self.version, checksum(arrays), arrays) if self.rank == 0 else None
 
     def save_model(self, folder: Path) -> None:
         """Writes a `from_pretrained` folder of policy and tokenizer; when this returns, on any rank, it is whole."""
-        tensors = {name: tensor.cpu().clone() for name, tensor in self._policy.gather() if self.rank == 0}
+        gathered = self._engines["policy"].gather(self._network.policy)
+        tensors = {name: tensor.cpu().clone() for name, tensor in gathered if self.rank == 0}
         if self.rank == 0:
-            self._policy.module.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator]
+            self._network.policy.save_pretrained(folder, state_dict=tensors)  # type: ignore[operator]
             load_tokenizer(self._model).save_pretrained(folder)
+        dist.barrier()
+
+    def save_value(self, folder: Path) -> None:
+        """Writes the value network for `value.load_value`; when this returns, on any rank, it is whole."""
+        part: nn.Module
+        if self._critic is not None:
+            name, part, trunk = "value", self._critic, self._critic.backbone
+        elif self._network.head is not None:
+            name, part, trunk = "policy", self._network.head, self._network.policy
+        else:
+            raise LearnerError("this learner has no value network to save")
+        gathered = self._engines[name].gather(part)
+        tensors = {name: tensor.cpu().clone() for name, tensor in gathered if self.rank == 0}
+        if self.rank == 0 and self._value_config is not None:
+            write_value(Path(folder), self._value_config, trunk, tensors)
         dist.barrier()
 
     def save_state(self, folder: Path) -> None:
         """Writes all that `load_state` needs, each rank its shard, into a folder that all ranks see."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._policy.save(folder / "policy")
-        save_file(_random_state(self._device), folder / f"random-{self.rank}.safetensors")
+        for name, engine in self._engines.items():
+            engine.save(folder / name)
+        save_random_state(folder / f"random-{self.rank}.safetensors", self._device)
         if self.rank == 0:
-            (folder / STATE_FILE).write_text(json.dumps({"version": self.version, **self._layout()}, indent=1))
+            write_state(folder, self.version, self._layout())
         dist.barrier()
 
     def load_state(self, folder: Path) -> None:
         """Takes up, bit for bit, where `save_state` left off.
 
         Raises:
-            CheckpointError: no such state, a damaged one, or another world size, ZeRO stage or precision wrote it.
+            CheckpointError: no such state, a damaged one, or another world size, ZeRO stage, precision or value network
+                wrote it.
         """
         folder = Path(folder)
-        try:
-            saved = json.loads((folder / STATE_FILE).read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} holds no learner state that can be read: {error}") from error
-        layout = self._layout()
-        others = [
-            f"{key} was {saved.get(key)} and is {value} now: set `{key}: {saved.get(key)}`"
-            for key, value in layout.items()
-            if saved.get(key) != value
-        ]
-        if others:
-            raise CheckpointError(
-                f"the learner state in {folder} is sharded for the settings it was written with. {'; '.join(others)}, "
-                "or start a new run from its model folder."
-            )
-        try:
-            random = load_file(folder / f"random-{self.rank}.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"the learner state in {folder} cannot be loaded: {error}") from error
-        self._policy.load(folder / "policy")
-        _restore_random_state(random, self._device)
-        self.version = saved["version"]
+        version = read_version(folder, self._layout())
+        random = load_random_state(folder / f"random-{self.rank}.safetensors")
+        for name, engine in self._engines.items():
+            engine.load(folder / name)
+        restore_random_state(random, self._device)
+        self.version = version
         dist.barrier()
 
     def _layout(self) -> dict[str, Any]:
-        """The settings that decide how the state is sharded, by their names in the config."""
-        precision = "bf16" if self._precision == "bf16-mixed" else "fp32"
+        """The settings that decide what the state looks like, by their names in the config."""
         return {
             "learner.ranks": self.world,
             "learner.zero_stage": self._config.zero_stage,
-            "learner.precision": precision,
+            "learner.precision": "bf16" if self._precision == "bf16-mixed" else "fp32",
+            "algorithm.value.kind": self._value_config.kind if self._value_config else None,
+            "algorithm.value.head": self._value_config.head if self._value_config else None,
         }
 
     def close(self) -> None:
-        """Frees the engine; the process stays joined to the other ranks until it ends."""
-        self._policy.close()
+        """Frees the engines; the process stays joined to the other ranks until it ends."""
+        for engine in self._engines.values():
+            engine.close()
 
 
-def _step_metrics(loss: float, grad_norm: float, lr: float, plan: MicroBatchPlan) -> dict[str, float]:
-    return {
-        "learner/loss": loss,
-        "learner/grad_norm": grad_norm,
-        "learner/lr": lr,
-        "learner/padding": plan.padding,
-        "learner/micro_batches": float(plan.micro_batches),
-    }
+def _policy_network(policy: nn.Module, value: ValueConfig | None) -> PolicyNetwork:
+    if isinstance(value, HeadValueConfig):
+        return PolicyNetwork(policy, ValueHead(hidden_size(policy), value.head), value.detach)
+    return PolicyNetwork(policy)
 
 
-def _fault(sequence: TrainingSequence, vocabulary: int, context: int | None) -> str | None:
-    """What is wrong with a sequence, or None."""
-    scored = len(sequence) - sequence.start
-    if not 1 <= sequence.start < len(sequence):
-        return f"start {sequence.start} must lie in 1 .. {len(sequence) - 1}, its tokens less one"
-    if context is not None and len(sequence) > context:
-        return f"its {len(sequence)} tokens are more than the {context} that the model takes"
-    if sequence.input_ids.min() < 0 or sequence.input_ids.max() >= vocabulary:
-        return f"a token id lies outside the model's vocabulary of {vocabulary}"
-    for name in ("advantages", "behaviour_logprobs", "weights"):
-        values = getattr(sequence, name)
-        if values.shape != (scored,):
-            return f"{name} has shape {values.shape} for {scored} scored tokens"
-        if not np.isfinite(values).all():
-            return f"{name} is not finite at scored token {int(np.argmin(np.isfinite(values)))}"
-    return None
+def _common_limits(policy: Limits, value: Limits) -> Limits:
+    """What both networks take. Raises ModelError where there are tokens that the value network does not know."""
+    if value.vocabulary < policy.vocabulary:
+        raise ModelError(
+            f"the value network knows {value.vocabulary} tokens, the policy {policy.vocabulary}: algorithm.value.init "
+            "must be a model with the policy's tokenizer"
+        )
+    contexts = [limits.context for limits in (policy, value) if limits.context is not None]
+    return Limits(policy.vocabulary, min(contexts, default=None))
 
 
-def _count_pad_embedding(module: nn.Module) -> None:
-    """An embedding gives its padding id no gradient. Here masks say what padding is, and where the pad id is also the
-    EOS or BOS id it stands in real text (SPEC X-2)."""
-    for part in module.modules():
-        if isinstance(part, nn.Embedding):
-            part.padding_idx = None
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+def _losses(policy: Tensor, value: Tensor) -> Tensor:
+    return torch.stack([policy.detach(), value.detach()]).double()

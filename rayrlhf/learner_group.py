@@ -19,10 +19,11 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill
-from rayrlhf.config import LearnerConfig, ModelConfig, OptimizerConfig
+from rayrlhf.config import LearnerConfig, ModelConfig, OptimizerConfig, ValueConfig
 from rayrlhf.errors import LearnerError
+from rayrlhf.losses import Objective
 from rayrlhf.policy import resolve_model
-from rayrlhf.types import TrainingSequence, UpdateReport, Weights
+from rayrlhf.types import FloatArray, TrainingBatch, UpdateReport, ValueQuery, Weights
 from rayrlhf.worker import PublishedWeights
 
 
@@ -31,12 +32,13 @@ class LearnerSettings:
     """What every rank of a run's learner is built from."""
 
     model: ModelConfig
-    loss: Any  # a losses.PolicyLoss
+    objective: Objective
     optimizer: OptimizerConfig
     learner: LearnerConfig
     temperature: float
     iterations: int
     device: str  # cpu or cuda
+    value: ValueConfig | None = None  # the value network that the objective fits
 
 
 @ray.remote
@@ -62,7 +64,7 @@ class LearnerRank:
         torch.set_num_threads(max(1, int(settings.learner.cpus_per_rank)))
         self.learner = Learner(
             model_path=resolve_model(settings.model.path),
-            loss=settings.loss,
+            objective=settings.objective,
             optimizer=settings.optimizer,
             config=settings.learner,
             temperature=settings.temperature,
@@ -71,19 +73,27 @@ class LearnerRank:
             rank=rank,
             world=world,
             trust_remote_code=settings.model.trust_remote_code,
+            value=settings.value,
         )
         return ray.get_runtime_context().get_node_id()
 
-    def update(self, sequences: Sequence[TrainingSequence], iteration: int) -> UpdateReport:
-        return self.learner.update(sequences, iteration)
+    def values(self, queries: Sequence[ValueQuery]) -> list[FloatArray] | None:
+        """The values, at rank 0 alone: all ranks have them, and one copy of them need travel."""
+        values = self.learner.values(queries)
+        return values if self.learner.rank == 0 else None
+
+    def update(self, batch: TrainingBatch, iteration: int) -> UpdateReport:
+        return self.learner.update(batch, iteration)
 
     def weights(self) -> tuple[Weights | None, int]:
         """The weights, at rank 0 alone, and their version: two objects, so that the driver need not fetch the first."""
         return self.learner.weights(), self.learner.version
 
-    def save(self, model_folder: Path, state_folder: Path) -> None:
+    def save(self, model_folder: Path, state_folder: Path, value_folder: Path | None) -> None:
         self.learner.save_model(model_folder)
         self.learner.save_state(state_folder)
+        if value_folder is not None:
+            self.learner.save_value(value_folder)
 
     def load(self, state_folder: Path) -> int:
         """Returns the version of the weights that were loaded."""
@@ -137,9 +147,13 @@ class LearnerGroup:
             raise LearnerError(f"the learner died {self.rebuilds} times, last: {reason}") from reason
         self.start()
 
-    def update(self, sequences: Sequence[TrainingSequence], iteration: int) -> UpdateReport:
-        """One optimizer step over all sequences, shared out over the ranks."""
-        report: UpdateReport = self._all("update", ray.put(list(sequences)), iteration)[0]
+    def values(self, queries: Sequence[ValueQuery]) -> list[FloatArray]:
+        """What the value network says of `queries`, [S] each, shared out over the ranks."""
+        return self._all("values", ray.put(list(queries)))[0] if queries else []
+
+    def update(self, batch: TrainingBatch, iteration: int) -> UpdateReport:
+        """The optimizer steps over a batch, shared out over the ranks."""
+        report: UpdateReport = self._all("update", ray.put(batch), iteration)[0]
         self.version = report.version
         return report
 
@@ -149,9 +163,10 @@ class LearnerGroup:
         versions = get([version for _, version in refs], self.config.timeout_s)
         return PublishedWeights((refs[0][0],), versions[0])
 
-    def save(self, model_folder: Path, state_folder: Path) -> None:
-        """Writes a `from_pretrained` folder, and what a resumed run needs beside it."""
-        self._all("save", model_folder, state_folder)
+    def save(self, model_folder: Path, state_folder: Path, value_folder: Path | None) -> None:
+        """Writes a `from_pretrained` folder, what a resumed run needs beside it, and the value network, where there is
+        one, for `value.load_value`; None: not wanted."""
+        self._all("save", model_folder, state_folder, value_folder if self.settings.value is not None else None)
 
     def load(self, state_folder: Path) -> None:
         """Takes up weights and optimizer where a checkpoint left them."""

@@ -1,4 +1,4 @@
-"""Policy losses a token, the log-probabilities they are made of, and the statistics a step reports. Pure tensors."""
+"""Policy and value losses a token, and the log-probabilities and entropies they are made of. Pure tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 ELEMENTS_AT_ONCE = 1 << 22  # logits whose softmax is held at once for the entropy: 16 MiB in fp32
 
@@ -63,6 +64,45 @@ class ClippedLoss:
         return ratios.clamp(1 - self.clip_range, 1 + self.clip_range)
 
 
+@dataclass(frozen=True, slots=True)
+class ValueObjective:
+    """coef * 0.5 * max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) with c = clip_range (SPEC LMHP-23).
+
+    Nothing pulls V further than c from what it was at the rollout; `clip_range` None: coef * 0.5 * (V - R)^2.
+    """
+
+    clip_range: float | None
+    coef: float
+
+    def __call__(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
+        """Loss of each token from V (with gradient), V at the rollout and the return; all tensors have one shape."""
+        errors = (values - returns).square()
+        if self.clip_range is not None:
+            errors = torch.maximum(errors, (_near(values, old_values, self.clip_range) - returns).square())
+        return self.coef * 0.5 * errors
+
+    def clipped(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
+        """bool: tokens whose loss is that of the clipped V."""
+        if self.clip_range is None:
+            return torch.zeros_like(values, dtype=torch.bool)
+        near = _near(values, old_values, self.clip_range)
+        return (near - returns).square() > (values - returns).square()
+
+
+def _near(values: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
+    return values.clamp(old_values - clip_range, old_values + clip_range)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What an update minimises: weights * (policy loss - entropy_coef * entropy) + value_weights * value loss, summed
+    over the tokens (`types.TrainingSequence` has the weights)."""
+
+    policy: PolicyLoss
+    entropy_coef: float = 0.0  # per nat
+    value: ValueObjective | None = None  # None: no value network
+
+
 def selected_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature)[target] in fp32, nats.
 
@@ -79,77 +119,31 @@ def scaled_logits(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
-@torch.no_grad()
 def entropies(logits: Tensor, temperature: float) -> Tensor:
-    """Exact entropy of softmax(logits / temperature) in fp32, nats: [..., V] -> [...]; no gradient.
+    """Exact entropy of softmax(logits / temperature) in fp32, nats: [..., V] -> [...].
 
-    A piece of the rows at a time: the softmax of all of them would be as large as the logits.
+    A piece of the rows at a time, computed again for the gradient: the softmax of all rows would be as large as the
+    logits, and be held until then.
     """
     rows = logits.reshape(-1, logits.shape[-1])
-    pieces = []
-    for piece in rows.split(max(1, ELEMENTS_AT_ONCE // rows.shape[-1])):
-        logprobs = scaled_logits(piece, temperature).log_softmax(-1)
-        pieces.append(-(logprobs.exp() * logprobs).sum(-1))
-    return torch.cat(pieces).reshape(logits.shape[:-1])
+    pieces = rows.split(max(1, ELEMENTS_AT_ONCE // rows.shape[-1]))
+    values = [checkpoint(_entropies_at_once, piece, temperature, use_reentrant=False) for piece in pieces]
+    return torch.cat(values).reshape(logits.shape[:-1])
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStatistics:
-    """Sums and maxima over scored tokens, added up over micro-batches and ranks; means are taken once, at the end."""
-
-    sums: Tensor  # [7] float64: tokens, ratio, squared log-ratio, clipped, entropy, |log-ratio|, not finite
-    maxima: Tensor  # [2] float64: ratio, |log-ratio|; tokens that are not finite are left out here and counted there
-
-    @classmethod
-    def zero(cls, device: torch.device) -> TokenStatistics:
-        return cls(
-            torch.zeros(7, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64, device=device)
-        )
-
-    def __add__(self, other: TokenStatistics) -> TokenStatistics:
-        return TokenStatistics(self.sums + other.sums, torch.maximum(self.maxima, other.maxima))
-
-    def metrics(self) -> dict[str, float]:
-        """SPEC X-10 names. approxkl = 0.5 mean (log pi - log behaviour)^2 (LMHP-23), in nats^2 a token."""
-        tokens, ratio, squared, clipped, entropy, gap, _ = self.sums.tolist()
-        ratio_max, gap_max = self.maxima.tolist()
-        count = max(tokens, 1.0)
-        return {
-            "policy/ratio_mean": ratio / count,
-            "policy/ratio_max": ratio_max,
-            "policy/approxkl": 0.5 * squared / count,
-            "policy/clipfrac": clipped / count,
-            "policy/entropy": entropy / count,
-            "learner/logprob_gap_mean": gap / count,
-            "learner/logprob_gap_max": gap_max,
-            "learner/tokens": tokens,
-        }
+def _entropies_at_once(logits: Tensor, temperature: float) -> Tensor:
+    logprobs = scaled_logits(logits, temperature).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
 
 
-@torch.no_grad()
-def token_statistics(
-    losses: Tensor,
-    logprobs: Tensor,
-    behaviour_logprobs: Tensor,
-    token_entropies: Tensor,
-    clipped: Tensor,
-    scored: Tensor,
-) -> TokenStatistics:
-    """Statistics of the tokens where `scored` (bool); all arguments have one shape. A token is not finite where its
-    loss or its log-ratio is not: the count says so, and the sums leave it out."""
-    log_ratios = (logprobs - behaviour_logprobs)[scored].double()
-    finite = log_ratios.isfinite() & losses[scored].isfinite()
-    log_ratios = torch.where(finite, log_ratios, 0.0)
-    ratios = log_ratios.exp()
-    values = (
-        torch.ones_like(ratios), ratios, log_ratios.square(), clipped[scored].double(),
-        token_entropies[scored].double(), log_ratios.abs(), (~finite).double(),
-    )  # fmt: skip
-    return TokenStatistics(
-        sums=torch.stack([value.sum() for value in values]),
-        maxima=torch.stack([_max(ratios), _max(log_ratios.abs())]),
-    )
+def constrained_logprobs(logits: Tensor, allowed: Tensor, chosen: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of what was chosen and exact entropy of softmax(logits / temperature) over the allowed tokens.
 
-
-def _max(values: Tensor) -> Tensor:
-    return values.max() if values.numel() else values.new_zeros(())
+    logits [N, K] of the K tokens that each of N choices was among, allowed [N, K] bool: which of them are real, at least
+    one a row, and chosen [N] the place of the token taken among them -> [N] and [N] in fp32, nats. A row of one allowed
+    token has log-probability 0 and entropy 0, exactly.
+    """
+    scaled = scaled_logits(logits, temperature).masked_fill(~allowed, -torch.inf)
+    logprobs = scaled.log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs.masked_fill(~allowed, 0.0)).sum(-1)
+    return logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1), entropy

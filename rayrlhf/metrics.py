@@ -11,11 +11,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -23,9 +24,24 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from rayrlhf.durable import replace_file
 from rayrlhf.errors import LearnerError, RunFolderError
 from rayrlhf.run_folder import RunFolder
+from rayrlhf.types import GameState, Trajectory
 
 BASELINE_ITERATION = -1
 """Iteration of the untrained model's episodes, played before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRecord:
+    """One turn of a game in `samples.jsonl` (SPEC TW-26)."""
+
+    observation: str
+    action: str
+    probability: float | None  # of the action under the policy that played; None: an example was played (SPEC TW-8)
+    value: float | None  # V of the state before the action; None without a value network
+    reward: float  # the environment's own
+    valid: bool  # the game understood the action
+    example: bool
+    won: bool  # the game stands won after the turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,12 @@ class SampleRecord:
     length: int  # response tokens, EOS included
     finish: str  # eos or length
     weights_version: int  # optimizer updates behind the policy that sampled it
+    turns: tuple[TurnRecord, ...] = ()  # of a game; () of a prompt and its answer
+
+    @property
+    def won(self) -> bool | None:
+        """Whether the game was won; None where no game was played."""
+        return self.turns[-1].won if self.turns else None
 
     @property
     def text(self) -> str:
@@ -74,11 +96,9 @@ class MetricsLog:
         """Appends episodes; LearnerError names a number among theirs that is NaN or infinite."""
         lines = []
         for record in records:
-            row = asdict(record)
-            numbers = {name: row[name] for name in _SAMPLE_NUMBERS if row[name] is not None} | dict(record.parts)
-            for name, value in numbers.items():
+            for name, value in _numbers(record):
                 _finite(f"{name} of episode {record.index}", value, record.iteration)
-            lines.append(_line(row))
+            lines.append(_line(asdict(record)))
         self._files[1].write(b"".join(lines))
 
     def sync(self) -> None:
@@ -124,7 +144,8 @@ def iter_samples(folder: Path) -> Iterator[SampleRecord]:
     path = RunFolder(folder).samples
     for _, row in _rows(path):
         try:
-            yield SampleRecord(**{name: row[name] for name in _SAMPLE_FIELDS})
+            turns = tuple(TurnRecord(**{name: turn[name] for name in _TURN_FIELDS}) for turn in row.get("turns", ()))
+            yield SampleRecord(**{name: row[name] for name in _SAMPLE_FIELDS}, turns=turns)
         except KeyError as error:
             raise RunFolderError(
                 f"{path}: an episode of iteration {row['iteration']} lacks {error}: another version of RayRLHF wrote it"
@@ -141,8 +162,44 @@ def comparable(metrics: Iterable[Mapping[str, float]]) -> list[dict[str, float]]
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in metrics]
 
 
-_SAMPLE_FIELDS = tuple(field.name for field in fields(SampleRecord))
+def turn_records(trajectory: Trajectory, values: Sequence[float] | None) -> tuple[TurnRecord, ...]:
+    """What `samples.jsonl` keeps of an episode's turns; () where an environment asked once and said nothing else.
+
+    values: V of the state before each turn, [turns]; None without a value network.
+    """
+    turns = trajectory.turns
+    if len(turns) == 1 and turns[0].before == turns[0].after == GameState():
+        return ()
+    held = [None] * len(turns) if values is None else [float(value) for value in values]
+    return tuple(
+        TurnRecord(
+            observation=turn.observation,
+            action=turn.action,
+            probability=None if turn.example else math.exp(float(turn.logprobs.sum(dtype=np.float64))),
+            value=value,
+            reward=float(turn.reward),
+            valid=turn.after.valid,
+            example=turn.example,
+            won=turn.after.won,
+        )
+        for turn, value in zip(turns, held, strict=True)
+    )
+
+
+_SAMPLE_FIELDS = tuple(field.name for field in fields(SampleRecord) if field.name != "turns")
+_TURN_FIELDS = tuple(field.name for field in fields(TurnRecord))
 _SAMPLE_NUMBERS = ("score", "kl", "total", "logprob_sum", "reference_logprob_sum")
+_TURN_NUMBERS = ("probability", "value", "reward")
+
+
+def _numbers(record: SampleRecord) -> Iterator[tuple[str, float]]:
+    """Every number of an episode that has to be finite, with its name."""
+    yield from ((name, value) for name in _SAMPLE_NUMBERS if (value := getattr(record, name)) is not None)
+    yield from record.parts.items()
+    for number, turn in enumerate(record.turns):
+        for name in _TURN_NUMBERS:
+            if (value := getattr(turn, name)) is not None:
+                yield f"{name} of turn {number}", value
 
 
 def _finite(name: str, value: float, iteration: int) -> float:

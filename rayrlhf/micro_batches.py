@@ -6,13 +6,16 @@ Pure: the same lengths give the same plan on every rank, so that no rank has to 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rayrlhf.types import TrainingSequence
+from rayrlhf.packed_sequences import PackedSequences, PackedTokens, ragged
+from rayrlhf.types import IntArray, Minibatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,53 +73,149 @@ def _pack(shard: list[int], lengths: Sequence[int], budget: int) -> list[tuple[i
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """B sequences, padded on the right to L tokens. Column t of [B, L-1] speaks of token t+1 (SPEC X-1).
+class Choices:
+    """The N scored tokens of a micro-batch that were chosen among at most K allowed ones, and the M free ones."""
 
-    A causal model sees nothing to the right of a token: with padding there, real positions need no attention mask.
+    rows: Tensor  # [N] int64
+    places: Tensor  # [N] int64, in MicroBatch.columns
+    ids: Tensor  # [N, K] int64; any id stands in the padding
+    allowed: Tensor  # [N, K] bool: which of `ids` are real, one or more a row
+    chosen: Tensor  # [N] int64: place in `ids` of the token that was taken
+    free_rows: Tensor  # [M] int64, of the tokens whose choice was the whole vocabulary
+    free_places: Tensor  # [M] int64
+
+    def to(self, device: torch.device) -> Choices:
+        return Choices(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """B sequences, padded on the right to L tokens; the output of column t speaks of token t+1 (SPEC X-1).
+
+    Only the columns that a loss needs are kept: C of them for the policy, D for the values. A causal model sees nothing
+    to the right of a token: with padding there, real positions need no attention mask.
     """
 
-    input_ids: Tensor  # [B, L] int64; any id stands in the padding: `mask` says what is real
-    advantages: Tensor  # [B, L-1] float32
-    behaviour_logprobs: Tensor  # [B, L-1] float32, nats
-    weights: Tensor  # [B, L-1] float32
-    mask: Tensor  # [B, L-1] bool: scored tokens, built from lengths, never by comparing ids (SPEC X-2)
-    first: int  # first column that any row scores
-    last: int  # one past the last such column
-
-    @property
-    def targets(self) -> Tensor:
-        """[B, L-1] the token that the logits of each column predict."""
-        return self.input_ids[:, 1:]
+    input_ids: Tensor  # [B, L] int64; any id stands in the padding: `scored` and `valued` say what counts
+    columns: Tensor  # [C] int64, rising: those in which any row has a policy loss; column 0 where none has
+    targets: Tensor  # [B, C] int64: the token each column predicts
+    advantages: Tensor  # [B, C] float32
+    behaviour_logprobs: Tensor  # [B, C] float32, nats
+    weights: Tensor  # [B, C] float32
+    scored: Tensor  # [B, C] bool: tokens with a policy loss; from lengths and weights, never from ids (SPEC X-2)
+    choices: Choices | None  # None: the whole vocabulary everywhere
+    value_columns: Tensor  # [D] int64, rising: those in which any row has a value loss; column 0 where none has
+    old_values: Tensor  # [B, D] float32
+    returns: Tensor  # [B, D] float32
+    value_weights: Tensor  # [B, D] float32
+    valued: Tensor  # [B, D] bool: tokens with a value loss
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch with its tensors on `device`."""
-        return MicroBatch(
-            self.input_ids.to(device), self.advantages.to(device), self.behaviour_logprobs.to(device),
-            self.weights.to(device), self.mask.to(device), self.first, self.last,
-        )  # fmt: skip
+        moved: dict[str, Any] = {
+            field.name: None if (value := getattr(self, field.name)) is None else value.to(device)
+            for field in fields(self)
+        }
+        return MicroBatch(**moved)
 
 
-def collate(sequences: Sequence[TrainingSequence]) -> MicroBatch:
-    """Pads `sequences` into one micro-batch; none gives one that can run through a model and carries no loss."""
-    rows = max(1, len(sequences))
-    length = max((len(sequence) for sequence in sequences), default=2)
-    input_ids = np.zeros((rows, length), np.int64)
-    advantages, behaviour, weights = (np.zeros((rows, length - 1), np.float32) for _ in range(3))
-    mask = np.zeros((rows, length - 1), np.bool_)
-    for row, sequence in enumerate(sequences):
-        scored = slice(sequence.start - 1, len(sequence) - 1)
-        input_ids[row, : len(sequence)] = sequence.input_ids
-        advantages[row, scored] = sequence.advantages
-        behaviour[row, scored] = sequence.behaviour_logprobs
-        weights[row, scored] = sequence.weights
-        mask[row, scored] = True
+def collate(packed: PackedSequences, indices: Sequence[int], minibatch: Minibatch) -> MicroBatch:
+    """Pads the sequences at `indices` into one micro-batch, advantages and weights as `minibatch` shifts and scales them.
+
+    No indices give one that can run through a model and carries no loss.
+    """
+    wanted = np.asarray(indices, np.int64)
+    input_ids = packed.tokens.padded(wanted)
+    rows, columns, scored = packed.tokens.scored(wanted)
+    policy, value = packed.weights[scored] != 0, packed.value_weights[scored] != 0
+    tokens, of_value = scored[policy], scored[value]
+    grid = _Grid.over(len(input_ids), rows[policy], columns[policy])
+    value_grid = _Grid.over(len(input_ids), rows[value], columns[value])
+    advantages = (packed.advantages[tokens] - minibatch.advantage_shift) * minibatch.advantage_scale
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
-        advantages=torch.from_numpy(advantages),
-        behaviour_logprobs=torch.from_numpy(behaviour),
-        weights=torch.from_numpy(weights),
-        mask=torch.from_numpy(mask),
-        first=min((sequence.start - 1 for sequence in sequences), default=0),
-        last=length - 1,
+        columns=torch.from_numpy(grid.columns),
+        targets=torch.from_numpy(input_ids[:, grid.columns + 1]),
+        advantages=grid.fill(advantages),
+        behaviour_logprobs=grid.fill(packed.behaviour_logprobs[tokens]),
+        weights=grid.fill(packed.weights[tokens] * minibatch.scale),
+        scored=grid.fill(np.ones(len(tokens), np.bool_)),
+        choices=_choices(packed, tokens, grid),
+        value_columns=torch.from_numpy(value_grid.columns),
+        old_values=value_grid.fill(packed.values[of_value]),
+        returns=value_grid.fill(packed.returns[of_value]),
+        value_weights=value_grid.fill(packed.value_weights[of_value] * minibatch.scale),
+        valued=value_grid.fill(np.ones(len(of_value), np.bool_)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """N tokens in the rows of a micro-batch, in those columns alone that any of them stands in."""
+
+    height: int  # rows of the micro-batch
+    rows: IntArray  # [N]
+    places: IntArray  # [N], in `columns`
+    columns: IntArray  # [C] rising
+
+    @classmethod
+    def over(cls, height: int, rows: IntArray, columns: IntArray) -> _Grid:
+        if not len(columns):
+            return cls(height, rows, columns, np.zeros(1, np.int64))
+        kept, places = np.unique(columns, return_inverse=True)
+        return cls(height, rows, places, kept)
+
+    def fill(self, values: NDArray) -> Tensor:
+        """[N] -> [rows, C] with zeros elsewhere; numbers become float32."""
+        filled: NDArray = np.zeros(
+            (self.height, len(self.columns)), np.bool_ if values.dtype == np.bool_ else np.float32
+        )
+        filled[self.rows, self.places] = values
+        return torch.from_numpy(filled)
+
+
+def _choices(packed: PackedSequences, tokens: IntArray, grid: _Grid) -> Choices | None:
+    """How the scored `tokens` [N] of a micro-batch were chosen."""
+    firsts = packed.allowed_offsets[tokens]
+    counts = packed.allowed_offsets[tokens + 1] - firsts
+    if not counts.any():
+        return None
+    among = counts > 0
+    widths = counts[among]
+    rows, places = ragged(widths)
+    ids = np.zeros((len(widths), widths.max()), np.int64)
+    ids[rows, places] = packed.allowed_ids[firsts[among][rows] + places]
+    arrays = (
+        grid.rows[among],
+        grid.places[among],
+        ids,
+        np.arange(ids.shape[1]) < widths[:, None],
+        packed.chosen[tokens[among]],
+        grid.rows[~among],
+        grid.places[~among],
+    )
+    return Choices(*(torch.from_numpy(array) for array in arrays))
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBatch:
+    """B queried sequences, padded on the right to L tokens, and where their N values stand among the outputs [B, D]."""
+
+    input_ids: Tensor  # [B, L] int64
+    columns: Tensor  # [D] int64, rising: those that any row asks for; column 0 where there is no row
+    rows: Tensor  # [N] int64
+    places: Tensor  # [N] int64, in `columns`
+    numbers: Tensor  # [N] int64: index among the values of all queries
+
+    def to(self, device: torch.device) -> QueryBatch:
+        return QueryBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def collate_queries(tokens: PackedTokens, indices: Sequence[int]) -> QueryBatch:
+    """Pads the queries at `indices` into one micro-batch; none give one that can run through a model."""
+    wanted = np.asarray(indices, np.int64)
+    input_ids = tokens.padded(wanted)
+    rows, columns, numbers = tokens.scored(wanted)
+    grid = _Grid.over(len(input_ids), rows, columns)
+    arrays = (input_ids, grid.columns, grid.rows, grid.places, numbers)
+    return QueryBatch(*(torch.from_numpy(array) for array in arrays))

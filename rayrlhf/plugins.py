@@ -1,6 +1,7 @@
 """Finds a reward or an environment by its name: a file of `rewards/` or `envs/`, an entry point, or `module:Name`.
 
 There is no registry: the plugin in `rewards/letter_count.py` is the class `LetterCount`, found by that name.
+Environments have Gymnasium ids too: `rayrlhf/TextWorld-v0`, `MyText-v0`, or `module:MyText-v0`, which is imported first.
 Hyphens and underscores in a name are the same.
 """
 
@@ -13,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -29,6 +31,7 @@ _PACKAGE: dict[Kind, str] = {"reward": "rayrlhf.rewards", "environment": "rayrlh
 _ENTRY_POINT_GROUP: dict[Kind, str] = {"reward": "rayrlhf.rewards", "environment": "rayrlhf.environments"}
 _FAULT: dict[Kind, type[UserError]] = {"reward": RewardError, "environment": EpisodeError}
 _METHODS: dict[Kind, tuple[str, ...]] = {"reward": ("__call__",), "environment": ("reset", "step")}
+_GYMNASIUM_ID = re.compile(r"(?:[\w.]+:)?(?:[\w-]+/)?[\w.-]+-v\d+|(?:[\w.]+:)?[\w-]+/[\w-]+")
 
 
 def load(kind: Kind, name: str) -> Any:
@@ -38,6 +41,8 @@ def load(kind: Kind, name: str) -> Any:
     where nothing has that name (the message suggests the nearest), where its module fails to import (the message
     has file, line and the original error), or where what was found is no class or function.
     """
+    if kind == "environment" and is_gymnasium_id(name):
+        return _load_gymnasium(name)
     if ":" in name:
         plugin = _load_reference(kind, name)
     elif _is_built_in(kind, canonical(name)):
@@ -62,8 +67,20 @@ def available(kind: Kind) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def is_gymnasium_id(name: str) -> bool:
+    """Whether an environment's name is a Gymnasium id: it has a namespace (`rayrlhf/`) or a version (`-v0`)."""
+    return _GYMNASIUM_ID.fullmatch(name) is not None
+
+
+def gymnasium_defaults(name: str) -> dict[str, Any]:
+    """The constructor's arguments that a Gymnasium id was registered with; none for other names."""
+    return dict(_gymnasium_spec(name).kwargs) if is_gymnasium_id(name) else {}
+
+
 def origin(kind: Kind, name: str) -> str:
-    """Where `load(kind, name)` looks: `built-in`, `entry point of PACKAGE VERSION`, or the `module:Name` itself."""
+    """Where `load(kind, name)` looks: `built-in`, `entry point of PACKAGE VERSION`, `Gymnasium`, or `module:Name`."""
+    if kind == "environment" and is_gymnasium_id(name):
+        return "Gymnasium"
     if ":" in name:
         return name
     if _is_built_in(kind, canonical(name)):
@@ -113,6 +130,31 @@ def _load_built_in(kind: Kind, name: str) -> Any:
             return value
     class_name = "".join(word.capitalize() for word in name.split("_"))
     raise _FAULT[kind](f"the {kind} file {shown_path(str(module.__file__))} has no class `{class_name}`.")
+
+
+def _load_gymnasium(name: str) -> Any:
+    """What makes the environments of a Gymnasium id: mostly a class."""
+    creator = _gymnasium_spec(name).entry_point
+    if isinstance(creator, str):
+        module_name, _, attribute = creator.partition(":")
+        return _attribute("environment", name, _import("environment", name, module_name), attribute)
+    return creator
+
+
+def _gymnasium_spec(name: str) -> Any:
+    import gymnasium  # rewards do without it
+
+    importlib.import_module(_PACKAGE["environment"])  # registers the ids of our own
+    module_name, _, identifier = name.rpartition(":")
+    if module_name:
+        _import("environment", name, module_name)
+    try:
+        return gymnasium.spec(identifier)
+    except gymnasium.error.Error as error:
+        raise EpisodeError(
+            f"no environment is registered as `{identifier}`: {error} An id that a module of your own registers is "
+            f"written `module:{identifier}`."
+        ) from error
 
 
 def _entry_points(kind: Kind) -> list[importlib.metadata.EntryPoint]:

@@ -5,20 +5,20 @@ A model is whatever `from_pretrained` takes (a local folder or a hub name), or `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import ModelError
 from rayrlhf.losses import selected_logprobs
-from rayrlhf.types import FloatArray, IntArray
+from rayrlhf.types import AllowedTokens, FloatArray, IntArray
 
 CHECKED_AT_ONCE_BYTES = 1_000_000_000  # a local model up to this size is loaded once before a run starts, as a check
 ASSETS = Path(__file__).parent / "assets"
@@ -122,9 +122,76 @@ def score_tokens(
     sequences: [L_i] ids each; starts: >= 1 each; returns [L_i - start_i] each (SPEC X-1: logits at t predict t + 1).
     Padding is on the right, where a causal model does not see it from real positions; batches follow the length.
     """
+    results: list[FloatArray] = [np.zeros(0, np.float32)] * len(sequences)
+    for batch, ids, first, logits in _forwards(model, sequences, starts, tokens_per_batch):
+        logprobs = selected_logprobs(logits, ids[:, first:], temperature).float().cpu().numpy()
+        for row, i in enumerate(batch):
+            results[i] = logprobs[row, starts[i] - first : len(sequences[i]) - first].copy()
+    return results
+
+
+@torch.inference_mode()
+def score_allowed(
+    model: nn.Module,
+    sequences: Sequence[IntArray],
+    starts: Sequence[int],
+    allowed: Sequence[AllowedTokens],
+    temperature: float,
+    tokens_per_batch: int = 8192,
+) -> list[tuple[FloatArray, FloatArray]]:
+    """As `score_tokens` where decoding was constrained: each distribution is over the allowed tokens alone, in nats.
+
+    allowed: of each sequence's T_i = L_i - start_i scored tokens. Returns for each the log-probabilities of all allowed
+    tokens [A_i], in the order of `AllowedTokens.ids`, and those of its own tokens [T_i]: among all of the vocabulary
+    where the range is empty. Raises ValueError where a token is not among those allowed.
+    """
+    results: list[tuple[FloatArray, FloatArray]] = [(np.zeros(0, np.float32), np.zeros(0, np.float32))] * len(sequences)
+    for batch, ids, first, logits in _forwards(model, sequences, starts, tokens_per_batch):
+        for row, i in enumerate(batch):
+            span = slice(starts[i], len(sequences[i]))
+            scores = logits[row, starts[i] - first : len(sequences[i]) - first]  # [T, V]
+            results[i] = _allowed_logprobs(scores, ids[row, span], allowed[i], temperature)
+    return results
+
+
+def _allowed_logprobs(
+    logits: Tensor, tokens: Tensor, allowed: AllowedTokens, temperature: float
+) -> tuple[FloatArray, FloatArray]:
+    """Log-probabilities of the allowed tokens [A] and of the tokens [T] themselves; logits [T, V]."""
+    counts, chosen = allowed.counts, tokens.cpu().numpy()
+    rows = np.repeat(np.arange(len(counts)), counts)
+    scores = logits[torch.from_numpy(rows), torch.from_numpy(allowed.ids)].float() / temperature
+    logprobs = _range_log_softmax(scores.cpu().numpy(), allowed.offsets)
+    taken = allowed.ids == chosen[rows]
+    if taken.sum() != (counts > 0).sum():
+        raise ValueError("a token is not among those that were allowed: these are not the ranges of this sequence")
+    own = np.zeros(len(chosen), np.float32)
+    own[rows[taken]] = logprobs[taken]
+    free = counts == 0
+    if free.any():
+        where = torch.from_numpy(free.nonzero()[0]).to(logits.device)
+        own[free] = selected_logprobs(logits[where], tokens[where], temperature).cpu().numpy()
+    return logprobs, own
+
+
+def _range_log_softmax(scores: FloatArray, offsets: IntArray) -> FloatArray:
+    """log softmax [A] of the scores [A] within each of the ranges offsets[t]:offsets[t+1] [T+1]."""
+    counts = np.diff(offsets)
+    filled = counts > 0
+    if not filled.any():
+        return scores
+    starts, counts = offsets[:-1][filled], counts[filled]
+    shifted = scores - np.repeat(np.maximum.reduceat(scores, starts), counts)
+    return shifted - np.repeat(np.log(np.add.reduceat(np.exp(shifted), starts)), counts)
+
+
+def _forwards(
+    model: nn.Module, sequences: Sequence[IntArray], starts: Sequence[int], tokens_per_batch: int
+) -> Iterator[tuple[list[int], Tensor, int, Tensor]]:
+    """Which sequences a batch holds, their ids [B, L] padded on the right, the batch's first scored position, and the
+    logits [B, L - first, V] of the tokens from there on."""
     device = next(model.parameters()).device
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
-    results: list[FloatArray] = [np.zeros(0, np.float32)] * len(sequences)
     while order:
         rows = max(1, tokens_per_batch // len(sequences[order[-1]]))
         batch, order = order[-rows:], order[:-rows]
@@ -134,11 +201,7 @@ def score_tokens(
         ids = ids.to(device)
         first = min(starts[i] for i in batch)  # logits before it are never looked at
         keep = ids.shape[1] - first + 1
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[:, :-1]
-        logprobs = selected_logprobs(logits, ids[:, first:], temperature).float().cpu().numpy()
-        for row, i in enumerate(batch):
-            results[i] = logprobs[row, starts[i] - first : len(sequences[i]) - first].copy()
-    return results
+        yield batch, ids, first, model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[:, :-1]
 
 
 def _first_line(error: Any) -> str:

@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+_FACTS = (("reward", "objective/score", ""), ("won", "rollout/won", ""), ("KL", "objective/kl", " nats"))
+
 
 class Progress:
-    """Shows iteration, reward, KL and the time left. Use it in a `with`; `update` it after every iteration."""
+    """Shows iteration, reward, share of games won, KL and the time left. Use it in a `with`, `update` it every iteration."""
 
     def __init__(
         self,
@@ -45,11 +47,7 @@ class Progress:
         if self._ends and self._ends[-1][0] >= done:
             self._ends.clear()  # the run went back to a checkpoint
         self._ends.append((done, self._clock()))
-        facts = [
-            f"{label} {metrics[name]:.2f}{unit}"
-            for label, name, unit in (("reward", "objective/score", ""), ("KL", "objective/kl", " nats"))
-            if name in metrics
-        ]
+        facts = [f"{label} {metrics[name]:.2f}{unit}" for label, name, unit in _FACTS if name in metrics]
         if done < self._iterations and len(self._ends) > 1:
             facts.append(f"{_duration(self._seconds_left(done))} left")
         if self._bar is not None:

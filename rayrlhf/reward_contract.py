@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -16,6 +15,7 @@ import numpy as np
 
 from rayrlhf.config import RewardPart
 from rayrlhf.errors import RewardError
+from rayrlhf.plugin_contract import CheckResult, ContractError, checked
 from rayrlhf.reward_mixture import build_reward, shortened
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.types import EpisodeScore, Trajectory, Turn
@@ -44,15 +44,6 @@ ODD_TEXTS: dict[str, tuple[str, str]] = {
 VERY_LONG_TEXT: tuple[str, str] = ("Once upon a time", " and a long tale took its time" * 10_000)
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One line of the contract: passed, or why not."""
-
-    name: str
-    passed: bool
-    detail: str = ""  # what happened and the input it happened with; empty where it passed
-
-
 def example_trajectory(prompt: str, response: str, *further: tuple[str, str], index: int = 0) -> Trajectory:
     """An episode made of texts alone, one turn for each (observation, response), for tests and timings.
 
@@ -77,16 +68,16 @@ def check_reward(name: str, timeout_s: float = 10.0, /, **parameters: Any) -> li
     with RewardProcess([part], timeout_s) as process:
         contract = _Contract(part, process, timeout_s)
         results = [
-            _checked("ordinary texts score a finite number", contract.score_examples),
-            _checked("deterministic within a process", contract.check_repeated),
-            _checked("deterministic between processes", contract.check_fresh_process),
-            _checked("a batch scores as its episodes one by one", contract.check_one_by_one),
-            _checked("several turns", contract.check_turns),
+            checked("ordinary texts score a finite number", contract.score_examples),
+            checked("deterministic within a process", contract.check_repeated),
+            checked("deterministic between processes", contract.check_fresh_process),
+            checked("a batch scores as its episodes one by one", contract.check_one_by_one),
+            checked("several turns", contract.check_turns),
         ]
         for title, texts in ODD_TEXTS.items():
-            results.append(_checked(title, partial(contract.score, example_trajectory(*texts))))
-        results.append(_checked("very long text", partial(contract.score, example_trajectory(*VERY_LONG_TEXT))))
-    results.append(_checked("picklable", contract.check_picklable))
+            results.append(checked(title, partial(contract.score, example_trajectory(*texts))))
+        results.append(checked("very long text", partial(contract.score, example_trajectory(*VERY_LONG_TEXT))))
+    results.append(checked("picklable", contract.check_picklable))
     return results
 
 
@@ -94,10 +85,6 @@ def assert_reward(name: str, timeout_s: float = 10.0, /, **parameters: Any) -> N
     """`check_reward` for a test of one's own: raises AssertionError with a line for each check that failed."""
     failed = [result for result in check_reward(name, timeout_s, **parameters) if not result.passed]
     assert not failed, "\n".join(f"{name}: {result.name}: {result.detail}" for result in failed)
-
-
-class _Broken(Exception):
-    """A check failed; the message says how."""
 
 
 class _Contract:
@@ -116,7 +103,7 @@ class _Contract:
         except RewardError as error:
             texts = [trajectory.text for trajectory in trajectories]
             given = shortened(texts[0]) if len(texts) == 1 else f"a batch of {len(texts)}: {shortened(texts)}"
-            raise _Broken(f"{error} Input: {given}") from error
+            raise ContractError(f"{error} Input: {given}") from error
 
     def score_examples(self) -> None:
         for trajectory in self._batch[: len(EXAMPLE_TEXTS)]:
@@ -144,25 +131,17 @@ class _Contract:
         try:
             pickle.loads(pickle.dumps(reward))
         except Exception as error:
-            raise _Broken(f"{type(error).__name__}: {error}") from error
+            raise ContractError(f"{type(error).__name__}: {error}") from error
 
     def _compare(self, one: Sequence[EpisodeScore], other: Sequence[EpisodeScore], how: str, exact: bool) -> None:
         """Learned rewards differ in the last bits with a batch's shape; the same batch has to give the same bits."""
         tolerance = 0.0 if exact else 1e-4
         for trajectory, left, right in zip(self._batch, one, other, strict=True):
             if not np.allclose(left.total, right.total, rtol=tolerance, atol=tolerance):
-                raise _Broken(
+                raise ContractError(
                     f"scores {left.total.tolist()} and {how} {right.total.tolist()}. "
                     f"Input: {shortened(trajectory.text)}"
                 )
-
-
-def _checked(name: str, check: Callable[[], object]) -> CheckResult:
-    try:
-        check()
-    except (_Broken, RewardError) as error:
-        return CheckResult(name, passed=False, detail=str(error))
-    return CheckResult(name, passed=True)
 
 
 def _example_turn(observation: str, action: str) -> Turn:

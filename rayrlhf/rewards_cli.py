@@ -8,12 +8,12 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rayrlhf import plugins
 from rayrlhf.errors import RewardError
+from rayrlhf.plugin_cli import console, parsed_parameters, say, say_results, yaml_parameters
 
 rewards_app = typer.Typer(help="List, show, test and time rewards.", no_args_is_help=True)
 
@@ -34,8 +34,8 @@ def list_rewards() -> None:
     table = Table("name", "what it rewards", "from", box=None, pad_edge=False)
     for name, summary in plugins.available("reward").items():
         table.add_row(Text(name), Text(summary), Text(plugins.origin("reward", name)))
-    _console().print(table)
-    _say("\nA function or class of your own is named module:Name, as in my_rewards:shouting.")
+    console().print(table)
+    say("\nA function or class of your own is named module:Name, as in my_rewards:shouting.")
 
 
 @rewards_app.command()
@@ -48,20 +48,20 @@ def show(name: Name, param: Parameters = None) -> None:
 
     plugin = plugins.load("reward", name)
     given = _parsed(param)
-    _say(f"{plugins.canonical(name)} ({plugins.origin('reward', name)})\n")
-    _say(inspect.getdoc(plugin) or "It has no documentation.")
-    _say(f"\nParameters: {described(plugin) or 'none'}")
+    say(f"{plugins.canonical(name)} ({plugins.origin('reward', name)})\n")
+    say(inspect.getdoc(plugin) or "It has no documentation.")
+    say(f"\nParameters: {described(plugin) or 'none'}")
     needed = [key for key, parameter in parameters_of(plugin).items() if parameter.default is parameter.empty]
     missing = [key for key in needed if key not in given]
-    _say(f"\nIn a config:\n  reward:\n    - {_yaml_example(plugins.canonical(name), plugin, given)}\n      weight: 1.0")
+    say(f"\nIn a config:\n  reward:\n    - {_yaml_example(plugins.canonical(name), plugin, given)}\n      weight: 1.0")
     if missing:
-        _say(f"\nTo see scores, give {' '.join(f'--param {key}=...' for key in missing)}")
+        say(f"\nTo see scores, give {' '.join(f'--param {key}=...' for key in missing)}")
         return
-    _say("\nScores:")
+    say("\nScores:")
     with RewardProcess([RewardPart.model_validate({**given, "name": name})], timeout_s=60.0) as process:
         scores = process.score([example_trajectory(*texts) for texts in EXAMPLE_TEXTS])
     for (prompt, response), score in zip(EXAMPLE_TEXTS, scores, strict=True):
-        _say(f"  {float(score.total.sum()):8.3f}  {prompt}{response}")
+        say(f"  {float(score.total.sum()):8.3f}  {prompt}{response}")
 
 
 @rewards_app.command("test")
@@ -69,13 +69,7 @@ def check(name: Name, param: Parameters = None, timeout: Timeout = 10.0) -> None
     """Check a reward against the contract, one line a check; exit status 1 where one fails."""
     from rayrlhf.reward_contract import check_reward
 
-    results = check_reward(name, timeout, **_parsed(param))
-    for result in results:
-        _say(f"{'pass' if result.passed else 'FAIL'}  {result.name}{f': {result.detail}' if result.detail else ''}")
-    failed = sum(not result.passed for result in results)
-    _say(f"{len(results) - failed} of {len(results)} checks passed.")
-    if failed:
-        raise typer.Exit(1)
+    say_results(check_reward(name, timeout, **_parsed(param)))
 
 
 @rewards_app.command("time")
@@ -94,40 +88,16 @@ def measure(name: Name, param: Parameters = None, timeout: Timeout = 60.0) -> No
             while (seconds := time.perf_counter() - start) < _TIMED_FOR_S:
                 process.score(batch)
                 batches += 1
-            _say(f"batch of {size:3d}: {size * batches / seconds:10,.0f} episodes/s")
+            say(f"batch of {size:3d}: {size * batches / seconds:10,.0f} episodes/s")
 
 
 def _parsed(parameters: list[str] | None) -> dict[str, Any]:
-    """`letter=e` and `target=20` as a dict; a value that is JSON is read as JSON, any other is a string."""
-    parsed: dict[str, Any] = {}
-    for parameter in parameters or ():
-        key, equals, value = parameter.partition("=")
-        if not equals or not key:
-            raise RewardError(f"--param {parameter}: write it as KEY=VALUE, as in --param letter=e")
-        try:
-            parsed[key] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[key] = value
-    return parsed
+    return parsed_parameters(parameters or (), RewardError, "--param ")
 
 
 def _yaml_example(name: str, plugin: Any, given: dict[str, Any]) -> str:
     """The lines of a config's list entry: the name, and each parameter as given, else its default."""
     from rayrlhf.reward_parameters import parameters_of
 
-    lines = [f"name: {json.dumps(name) if ':' in name else name}"]
-    for key, parameter in parameters_of(plugin).items():
-        value = given.get(key, "..." if parameter.default is parameter.empty else parameter.default)
-        lines.append(f"{key}: {json.dumps(value, default=str, ensure_ascii=False)}")
+    lines = [f"name: {json.dumps(name) if ':' in name else name}", *yaml_parameters(parameters_of(plugin), given)]
     return "\n      ".join(lines)
-
-
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _say(text: str) -> None:
-    """Prints text as it is: no markup, and nothing that the terminal's encoding lacks can stop it."""
-    console = _console()
-    encoding = console.encoding or "utf-8"
-    console.print(Text(text.encode(encoding, "backslashreplace").decode(encoding)), soft_wrap=True)

@@ -23,7 +23,7 @@ DIVERSITY_FLOOR = 0.5
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """A run's outcome. None where it cannot be said: no base episodes, no episode yet, no reference."""
+    """A run's outcome. None where it cannot be said: no base episodes, no episode yet, no reference, no games."""
 
     name: str
     iterations: int  # done
@@ -35,6 +35,10 @@ class RunSummary:
     kl_last: float | None  # nats a sequence, mean of the last 40 episodes
     diversity_share: float | None  # distinct-2 of the last 50 texts over the base model's
     diversity_broken_at: int | None  # first iteration after which that share is under 0.5 (SPEC ALLIT-10)
+    base_won: float | None = None  # share of games won by the base model
+    won_last: float | None = None  # share of games won among the last 40 episodes
+    eval_won: float | None = None  # share of held-out games won, greedy, in the run's last evaluation
+    eval_episodes: int | None = None  # held-out games of that evaluation, one episode each
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ class EpisodeHistory:
     episodes: int
     base: tuple[SampleRecord, ...]  # the untrained model's
     last: tuple[SampleRecord, ...]  # at most the last 50
-    diversity: tuple[tuple[int, float], ...]  # (iteration, distinct-2 as a share of the base model's), rising
+    diversity: tuple[tuple[int, float], ...]  # (iteration, distinct-2 as a share of the base model's), rising; of
+    # games none: most of their text is the game's own, and a policy that wins is to repeat itself
     at: dict[int, tuple[SampleRecord, ...]]  # iteration -> its episodes, for the iterations asked for
 
 
@@ -84,7 +89,7 @@ def read_history(folder: Path, points: Iterable[int] | None = None, keep: Iterab
     episodes = 0
 
     def take_diversity(asked_for: bool) -> None:
-        if last and reference and asked_for:
+        if last and reference and asked_for and not last[-1].turns:
             share = reference.share([record.text for record in last])
             if share is not None:
                 diversity.append((last[-1].iteration, share))
@@ -119,6 +124,7 @@ def summary_of(name: str, metrics: Sequence[dict[str, float]], history: EpisodeH
     reward = _mean([record.score for record in last])
     ratio = reward / base_reward if reward is not None and base_reward is not None and base_reward > 0 else None
     broken = [iteration for iteration, share in history.diversity if share < DIVERSITY_FLOOR]
+    evaluated = [row for row in rows if "eval/won" in row]
     return RunSummary(
         name=name,
         iterations=len(rows),
@@ -130,6 +136,10 @@ def summary_of(name: str, metrics: Sequence[dict[str, float]], history: EpisodeH
         kl_last=_mean([record.kl for record in last if record.kl is not None]),
         diversity_share=history.diversity[-1][1] if history.diversity else None,
         diversity_broken_at=broken[0] if broken else None,
+        base_won=_mean([record.won for record in history.base if record.won is not None]),
+        won_last=_mean([record.won for record in last if record.won is not None]),
+        eval_won=evaluated[-1]["eval/won"] if evaluated else None,
+        eval_episodes=int(evaluated[-1]["eval/episodes"]) if evaluated and "eval/episodes" in evaluated[-1] else None,
     )
 
 

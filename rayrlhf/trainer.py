@@ -10,24 +10,33 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
 
-from rayrlhf import plugins
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.cluster import Died, check_resources, check_shared_storage, ray_session
-from rayrlhf.config import RunConfig
+from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.config_loading import dump_config
+from rayrlhf.environments import (
+    EnvironmentSettings,
+    check_environment,
+    has_held_out_games,
+    open_environments,
+    prepare_environment,
+    takes_prompts,
+)
 from rayrlhf.errors import ConfigError, LearnerError, UserError
 from rayrlhf.interfaces import Algorithm
 from rayrlhf.kl import turn_kl
 from rayrlhf.learner_group import LearnerGroup, LearnerSettings
+from rayrlhf.losses import Objective
 from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
-from rayrlhf.metrics import MetricsLog, SampleRecord
+from rayrlhf.metrics import MetricsLog, SampleRecord, turn_records
 from rayrlhf.policy import check_model, context_length, load_tokenizer
 from rayrlhf.progress import Progress
 from rayrlhf.prompts import Prompts, load_prompts
@@ -36,9 +45,10 @@ from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs, rollout_metrics
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.scratch import environment_texts, make_scratch_model
 from rayrlhf.summary import RunSummary, summarise
 from rayrlhf.text_statistics import text_metrics
-from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory
+from rayrlhf.types import EpisodeScore, EpisodeSpec, FloatArray, Split, Trajectory
 from rayrlhf.worker import PlayedBatch, RolloutPool, WorkerSettings
 
 BASELINE_BATCH = 20  # episodes of the untrained model that are decoded together
@@ -56,12 +66,29 @@ class Schedule:
     groups_per_batch: int
     baseline_episodes: int
     checkpoint_every: int
+    evaluation_episodes: int  # held-out games of one evaluation; 0 where the environment has none
+    evaluate_every: int | None  # iterations; None: after the last alone
 
     def episodes(self, iteration: int) -> list[list[EpisodeSpec]]:
         """The batches of one iteration; of the baseline each episode is a group of its own."""
         if iteration == BASELINE:
             return deal_specs(self.seed, BASELINE, self.baseline_episodes, 1, BASELINE_BATCH)
         return deal_specs(self.seed, iteration, self.groups, self.group_size, self.groups_per_batch)
+
+    def held_out_episodes(self, iteration: int) -> list[list[EpisodeSpec]]:
+        """The batches of an evaluation: greedy, one episode a held-out game."""
+        return deal_specs(
+            self.seed, iteration, self.evaluation_episodes, 1, BASELINE_BATCH, split="held_out", greedy=True
+        )
+
+    def evaluation_due(self, done: int) -> bool:
+        every = self.evaluate_every
+        due = done == self.iterations or (every is not None and done % every == 0)
+        return due and self.evaluation_episodes > 0
+
+    def update_seed(self, iteration: int) -> int:
+        """Of what an update draws: its minibatches, ties."""
+        return int(np.random.SeedSequence([self.seed, iteration, 1]).generate_state(1)[0])
 
     def checkpoint_due(self, done: int) -> bool:
         return done % self.checkpoint_every == 0 or done == self.iterations
@@ -147,22 +174,35 @@ class Trainer:
                 check_versions(trajectories, weights.version)
             with watch("reward"):
                 scores = self.rewards.score(trajectories)
+            with watch("value"):
+                values = self.learner.values(self.algorithm.value_queries(trajectories))
             with watch("advantage"):
-                sequences, objective = self.algorithm.prepare(trajectories, scores)
+                batch, objective = self.algorithm.prepare(
+                    trajectories, scores, values, self.schedule.update_seed(iteration)
+                )
             with watch("update"):
-                report = self.learner.update(sequences, iteration)
+                report = self.learner.update(batch, iteration)
             with watch("record"):
-                self.record_samples(iteration, trajectories, scores)
+                self.record_samples(iteration, trajectories, scores, values)
                 texts = episode_metrics(trajectories, scores)
+            with watch("evaluate"):
+                held_out = self.evaluate(iteration)
         elapsed = time.perf_counter() - self.started
         times = {
             "time/elapsed": elapsed,
             **watch.seconds,
             **worker_times(played, watch.seconds["time/rollout"], len(self.rollouts.actors)),
         }
-        metrics = {**objective, **texts, **report.metrics, **times}
+        metrics = {**objective, **texts, **report.metrics, **environment_counts(played), **held_out, **times}
         self.log.record(iteration, metrics)
         self.progress.update(iteration, metrics)
+
+    def evaluate(self, iteration: int) -> dict[str, float]:
+        """eval/* metrics of the policy as it is after this iteration, where an evaluation is due."""
+        if not self.schedule.evaluation_due(iteration + 1):
+            return {}
+        played = self.rollouts.play(self.schedule.held_out_episodes(iteration), self.learner.publish())
+        return evaluation_metrics([trajectory for batch in played for trajectory in batch.trajectories])
 
     def play_baseline(self) -> None:
         """Plays the untrained model's episodes: what rewards and diversity are held against."""
@@ -173,20 +213,25 @@ class Trainer:
         played = self.rollouts.play(batches, self.learner.publish())
         trajectories = [trajectory for batch in played for trajectory in batch.trajectories]
         check_reference(trajectories, self.max_logprob_gap)
-        self.record_samples(BASELINE, trajectories, self.rewards.score(trajectories))
+        values = self.learner.values(self.algorithm.value_queries(trajectories))
+        self.record_samples(BASELINE, trajectories, self.rewards.score(trajectories), values)
 
     def record_samples(
-        self, iteration: int, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]
+        self,
+        iteration: int,
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[EpisodeScore],
+        values: Sequence[FloatArray],
     ) -> None:
         shaped = self.algorithm.shaped_rewards(trajectories, scores)
-        rows = zip(trajectories, scores, shaped)
+        rows = zip(trajectories, scores, shaped, self.algorithm.turn_values(trajectories, values))
         self.log.record_samples([sample_record(self.schedule.run, iteration, *row) for row in rows])
 
     def save(self, done: int) -> None:
         """Checkpoint after `done` iterations."""
         self.log.sync()
         partial = self.checkpoints.begin(done)
-        self.learner.save(partial / "model", partial / "trainer")
+        self.learner.save(partial / "model", partial / "trainer", partial / "value")
         self.checkpoints.commit(partial, done, {"algorithm": self.algorithm.state_dict()})
         self.saved = done
 
@@ -262,16 +307,45 @@ def worker_times(played: Sequence[PlayedBatch], wall: float, workers: int) -> di
     """Where the workers' time went, in seconds a worker: they waited for whatever of `wall` is not in the parts."""
     load = sum(batch.load_seconds for batch in played) / workers
     sampling = sum(batch.sampling_seconds for batch in played) / workers
+    environment = sum(batch.environment_seconds for batch in played) / workers
     reference = sum(batch.reference_seconds for batch in played) / workers
     return {
         "time/worker_load": load,
         "time/worker_sampling": sampling,
+        "time/worker_environment": environment,
         "time/worker_reference": reference,
-        "time/worker_waiting": wall - load - sampling - reference,
+        "time/worker_waiting": wall - load - sampling - environment - reference,
     }
 
 
-def sample_record(run: str, iteration: int, trajectory: Trajectory, score: EpisodeScore, shaped: float) -> SampleRecord:
+def environment_counts(played: Sequence[PlayedBatch]) -> dict[str, float]:
+    """env/* counters of all batches of an iteration."""
+    totals: dict[str, float] = {}
+    for batch in played:
+        for name, count in batch.environment_counts.items():
+            totals[name] = totals.get(name, 0.0) + count
+    return totals
+
+
+def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """eval/* of held-out games: the share won, the mean score (of the game's maximum where it is known), turns."""
+    ends = [trajectory.turns[-1].after for trajectory in trajectories]
+    return {
+        "eval/episodes": float(len(trajectories)),
+        "eval/won": float(np.mean([end.won for end in ends])),
+        "eval/score": float(np.mean([end.score / (end.max_score or 1.0) for end in ends])),
+        "eval/turns": float(np.mean([len(trajectory.turns) for trajectory in trajectories])),
+    }
+
+
+def sample_record(
+    run: str,
+    iteration: int,
+    trajectory: Trajectory,
+    score: EpisodeScore,
+    shaped: float,
+    values: Sequence[float] | None,
+) -> SampleRecord:
     """The line of `samples.jsonl` for one episode."""
     kl = float(sum(turn_kl(turn, False).sum(dtype=np.float64) for turn in trajectory.turns))
     return SampleRecord(
@@ -290,35 +364,35 @@ def sample_record(run: str, iteration: int, trajectory: Trajectory, score: Episo
         length=trajectory.response_tokens,
         finish=trajectory.turns[-1].finish,
         weights_version=trajectory.weights_version,
+        turns=turn_records(trajectory, values),
     )
 
 
 def train(config: RunConfig, resume: bool = False) -> RunSummary:
     """Runs one training run from its config to its report; every fault of the user's is a UserError before it starts."""
-    tokenizer = load_tokenizer(config.model)
-    prompts = load_prompts(
-        config.environment.prompts, tokenizer, context_length(config.model), config.rollout.max_new_tokens
-    )
-    check_model(config.model, tokenizer)
-    plugins.load("environment", config.environment.name)
+    environments = environment_settings(config)
+    for settings in environments.values():
+        check_environment(settings)
+    check_actions(config)
     algorithm = build_algorithm(config.algorithm)
-    schedule, of_workers, of_learner = (
-        make_schedule(config),
-        worker_settings(config, prompts),
-        learner_settings(config, algorithm.loss),
-    )
+    start = None if config.model.scratch else starting_point(config, config.model)
+    schedule = make_schedule(config, "held_out" in environments)
+    prepare_environment(environments["train"])
+    learner_device = device_of(config, config.learner.gpus_per_rank)
     with contextlib.ExitStack() as stack:
         rewards = stack.enter_context(RewardProcess(config.reward, config.reward_timeout_s))
         open_folder = RunFolder.resume if resume else RunFolder.create
         folder = stack.enter_context(open_folder(config, dump_config(config)))
+        if start is None:
+            start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
         progress = stack.enter_context(Progress(config.iterations))
-        announce(progress, config, prompts, folder)
+        announce(progress, config, start.prompts, folder)
         stack.enter_context(ray_session(config))
         check_resources(config)
         check_shared_storage(folder.path)
-        learner = LearnerGroup(of_learner)
+        learner = LearnerGroup(learner_settings(config, start.model, algorithm.objective, learner_device))
         stack.callback(learner.close)
-        rollouts = RolloutPool(of_workers, config.rollout)
+        rollouts = RolloutPool(worker_settings(config, start, environments), config.rollout)
         stack.callback(rollouts.close)
         rank_nodes, worker_nodes = set(learner.start()), set(rollouts.ready())
         progress.message(
@@ -341,21 +415,84 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
     return summary
 
 
+def check_actions(config: RunConfig) -> None:
+    """Raises ConfigError for actions that cannot be trained: a ranked command's probability is of whole commands."""
+    if config.agent.actions == "rank":
+        raise ConfigError(
+            "agent.actions: rank is to evaluate and to play with: its probabilities are of whole commands, not of "
+            "tokens, and the learner has no loss for them; train with constrained"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """What a run starts from, checked."""
+
+    model: ModelConfig
+    prompts: Prompts
+
+
+def starting_point(config: RunConfig, model: ModelConfig) -> StartingPoint:
+    """The model that the policy starts from and the prompts in its tokens. Raises ModelError, PromptError."""
+    tokenizer = load_tokenizer(model)
+    prompts = Prompts((), dropped=0, cut=0, source="the environment")
+    if takes_prompts(config.environment.name):
+        prompts = load_prompts(
+            config.environment.prompts, tokenizer, context_length(model), config.rollout.max_new_tokens
+        )
+    check_model(model, tokenizer)
+    return StartingPoint(model, prompts)
+
+
+def scratch_model(config: RunConfig, environments: Mapping[Split, EnvironmentSettings], folder: Path) -> ModelConfig:
+    """The model of `model.scratch` in `folder`, made there unless a run that is resumed has made it."""
+    assert config.model.scratch is not None
+    if not folder.is_dir():
+        with contextlib.closing(open_environments(environments["train"], [])) as games:
+            make_scratch_model(config.model.scratch, environment_texts(games), config.seed, folder)
+    return ModelConfig(path=str(folder))
+
+
+def environment_settings(config: RunConfig) -> dict[Split, EnvironmentSettings]:
+    """How the environments of each split are made; not every environment has held-out games."""
+    environment = config.environment
+    splits: tuple[Split, ...] = ("train", "held_out") if has_held_out_games(environment.name) else ("train",)
+    return {
+        split: EnvironmentSettings(
+            name=environment.name,
+            parameters=environment.parameters,
+            split=split,
+            step_timeout_s=environment.step_timeout_s,
+            max_retries=environment.max_retries,
+        )
+        for split in splits
+    }
+
+
 def outcome(summary: RunSummary) -> list[str]:
     """What came of the run, a line each."""
 
     def number(value: float | None, unit: str = "") -> str:
         return "unknown" if value is None else f"{value:.2f}{unit}"
 
-    return [
+    lines = [
         f"mean reward of the last 40 episodes: {number(summary.reward_last_40)}, "
         f"{number(summary.reward_ratio)} times the base model's {number(summary.base_reward)}",
         f"KL to the base model: {number(summary.kl_last, ' nats a sequence')}",
-        f"diversity (distinct-2 of the last 50 texts): {number(summary.diversity_share)} of the base model's",
     ]
+    if summary.won_last is None:
+        diversity = number(summary.diversity_share)
+        return [*lines, f"diversity (distinct-2 of the last 50 texts): {diversity} of the base model's"]
+    lines.append(
+        f"games won, of the last 40 episodes: {number(summary.won_last)}; by the untrained model: "
+        f"{number(summary.base_won)}"
+    )
+    if summary.eval_won is not None:
+        lines.append(f"held-out games won, greedy: {number(summary.eval_won)} of {summary.eval_episodes}")
+    return lines
 
 
-def make_schedule(config: RunConfig) -> Schedule:
+def make_schedule(config: RunConfig, has_held_out: bool) -> Schedule:
     rollout = config.rollout
     return Schedule(
         run=config.name,
@@ -366,15 +503,21 @@ def make_schedule(config: RunConfig) -> Schedule:
         groups_per_batch=rollout.groups_per_batch,
         baseline_episodes=config.baseline_episodes,
         checkpoint_every=config.checkpoint.every,
+        evaluation_episodes=config.evaluation.episodes if has_held_out else 0,
+        evaluate_every=config.evaluation.every,
     )
 
 
-def worker_settings(config: RunConfig, prompts: Prompts) -> WorkerSettings:
+def worker_settings(
+    config: RunConfig, start: StartingPoint, environments: Mapping[Split, EnvironmentSettings]
+) -> WorkerSettings:
     rollout = config.rollout
     return WorkerSettings(
-        model=config.model,
-        environment=config.environment.name,
-        prompts=prompts.items,
+        model=start.model,
+        environments=environments,
+        prompts=start.prompts.items,
+        agent=config.agent,
+        max_turns=config.environment.max_turns,
         sampling=SamplingSettings(
             max_new_tokens=rollout.max_new_tokens,
             temperature=rollout.temperature,
@@ -388,15 +531,16 @@ def worker_settings(config: RunConfig, prompts: Prompts) -> WorkerSettings:
     )
 
 
-def learner_settings(config: RunConfig, loss: object) -> LearnerSettings:
+def learner_settings(config: RunConfig, model: ModelConfig, objective: Objective, device: str) -> LearnerSettings:
     return LearnerSettings(
-        model=config.model,
-        loss=loss,
+        model=model,
+        objective=objective,
+        value=getattr(config.algorithm, "value", None),
         optimizer=config.optimizer,
         learner=config.learner.model_copy(update={"precision": precision_of(config)}),
         temperature=config.rollout.temperature,
         iterations=config.iterations,
-        device=device_of(config, config.learner.gpus_per_rank),
+        device=device,
     )
 
 

@@ -9,23 +9,24 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from rayrlhf import plugins
 from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill, own_error
-from rayrlhf.config import ModelConfig, RolloutConfig
+from rayrlhf.config import AgentConfig, ModelConfig, RolloutConfig
+from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import RolloutError
-from rayrlhf.policy import check_vocabulary, load_policy, load_tokenizer
+from rayrlhf.interfaces import Environments
+from rayrlhf.player import Player
+from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import Prompt
-from rayrlhf.rollout import Codec, play_episodes, with_reference
-from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
-from rayrlhf.types import EpisodeSpec, IntArray, Trajectory, Weights
+from rayrlhf.rollout import with_prompt_logprobs, with_reference
+from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.types import EpisodeSpec, Split, Trajectory, Weights
 from rayrlhf.weights import load_into, verify
 
 
@@ -34,9 +35,11 @@ class WorkerSettings:
     """What every rollout worker of a run is built from."""
 
     model: ModelConfig
-    environment: str  # name of the environment
-    prompts: tuple[Prompt, ...]  # with their token ids: no prompt is tokenised twice
+    environments: Mapping[Split, EnvironmentSettings]
+    prompts: tuple[Prompt, ...]  # of a single-turn environment, with their token ids: no prompt is tokenised twice
+    agent: AgentConfig
     sampling: SamplingSettings
+    max_turns: int
     device: str  # cpu or cuda
     dtype: str  # float32 or bfloat16
     threads: int
@@ -48,8 +51,10 @@ class PlayedBatch:
 
     trajectories: list[Trajectory]
     load_seconds: float  # fetching, checking and copying weights; 0 where the worker had them
-    sampling_seconds: float
+    sampling_seconds: float  # playing, the environments' time not counted
+    environment_seconds: float  # waiting for environments
     reference_seconds: float
+    environment_counts: Mapping[str, float]  # env/* counters of this batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +72,21 @@ class RolloutWorker:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         dtype = getattr(torch, settings.dtype)
-        self.tokenizer = load_tokenizer(settings.model)
+        tokenizer = load_tokenizer(settings.model)
         self.policy = load_policy(settings.model, dtype, settings.device)
-        check_vocabulary(settings.model, self.policy, self.tokenizer)
+        check_vocabulary(settings.model, self.policy, tokenizer)
         self.reference = load_policy(settings.model, dtype, settings.device)
         self.version = 0  # the policy as loaded is what the learner starts from
-        self.sampler = TransformersSampler(self.policy, self.tokenizer.eos_token_id, settings.sampling)
-        self.codec = make_codec(self.tokenizer, settings.prompts)
-        environment = plugins.load("environment", settings.environment)
-        self.make_environment = functools.partial(environment, prompts=[prompt.text for prompt in settings.prompts])
+        self.player = Player(
+            policy=self.policy,
+            tokenizer=tokenizer,
+            context=context_length(settings.model),
+            agent=settings.agent,
+            prompts=settings.prompts,
+            sampling=settings.sampling,
+            max_turns=settings.max_turns,
+        )
+        self.environments = EnvironmentsBySplit(settings.environments, settings.prompts)
 
     def play(self, specs: Sequence[EpisodeSpec], weights: Weights | None, version: int) -> PlayedBatch:
         """Plays one batch with the weights of `version`; None means the worker holds that version already."""
@@ -87,10 +98,41 @@ class RolloutWorker:
         if self.version != version:
             raise RolloutError(f"weights of version {version} were due, the rollout worker has version {self.version}")
         loaded = time.perf_counter()
-        trajectories = play_episodes(specs, self.make_environment, self.sampler, self.codec, version)
+        environments = self.environments.of(specs[0].split)
+        trajectories = self.player.play(specs, environments, version)
         sampled = time.perf_counter()
-        trajectories = with_reference(trajectories, self.reference, self.settings.sampling.temperature)
-        return PlayedBatch(trajectories, loaded - start, sampled - loaded, time.perf_counter() - sampled)
+        temperature = self.settings.sampling.temperature
+        if self.settings.sampling.score_prompt:
+            trajectories = with_prompt_logprobs(trajectories, self.policy, temperature)
+        trajectories = with_reference(trajectories, self.reference, temperature)
+        counts = environments.counts()
+        waited = counts.get("env/wait_seconds", 0.0)
+        return PlayedBatch(
+            trajectories=trajectories,
+            load_seconds=loaded - start,
+            sampling_seconds=sampled - loaded - waited,
+            environment_seconds=waited,
+            reference_seconds=time.perf_counter() - sampled,
+            environment_counts=counts,
+        )
+
+
+class EnvironmentsBySplit:
+    """The environments of each split, opened when they are first played in."""
+
+    def __init__(self, settings: Mapping[Split, EnvironmentSettings], prompts: Sequence[Prompt]):
+        self._settings = settings
+        self._texts = [prompt.text for prompt in prompts]
+        self._open: dict[Split, Environments] = {}
+
+    def of(self, split: Split) -> Environments:
+        if split not in self._open:
+            self._open[split] = open_environments(self._settings[split], self._texts)
+        return self._open[split]
+
+    def close(self) -> None:
+        for environments in self._open.values():
+            environments.close()
 
 
 @ray.remote
@@ -204,18 +246,3 @@ class RolloutPool:
 
     def _give_up(self) -> PlayedBatch:
         raise Died(f"no answer within rollout.timeout_s = {self.config.timeout_s:g} s")
-
-
-def make_codec(tokenizer: object, prompts: Sequence[Prompt]) -> Codec:
-    """Known prompts have their ids already; any other observation is tokenised as the tokenizer does by default."""
-    known = {prompt.text: np.asarray(prompt.ids, np.int64) for prompt in prompts}
-
-    def encode(observation: str) -> IntArray:
-        if observation in known:
-            return known[observation]
-        return np.asarray(tokenizer(observation)["input_ids"], np.int64)  # type: ignore[operator]
-
-    def decode(ids: IntArray) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[attr-defined]
-
-    return Codec(encode, decode)

@@ -25,10 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from rayrlhf.config import AdamWConfig, LearnerConfig, OptimizerConfig, SGDConfig
 from rayrlhf.errors import LearnerError
 from rayrlhf.learner import Learner
-from rayrlhf.losses import ClippedLoss, PolicyGradientLoss, PolicyLoss, selected_logprobs
-from rayrlhf.micro_batches import collate, plan_micro_batches
+from rayrlhf.losses import ClippedLoss, Objective, PolicyGradientLoss, PolicyLoss, selected_logprobs
+from rayrlhf.micro_batches import MicroBatch, collate, plan_micro_batches
+from rayrlhf.packed_sequences import Limits, pack_sequences
 from rayrlhf.policy import load_policy
-from rayrlhf.types import TrainingSequence, Weights
+from rayrlhf.types import Minibatch, TrainingBatch, TrainingSequence, UpdateReport, Weights
 
 STAGES = (0, 1, 2, 3)
 UNCHECKED = 1e6  # a log-probability gap that never stops: these sequences come from no sampler
@@ -106,8 +107,9 @@ CASES = {
 
 
 def build(model: str, rank: int, world: int, stage: int, **options: Any) -> Learner:
-    settings = {
+    settings: dict[str, Any] = {
         "loss": LOSSES["policy gradient"],
+        "value": None,
         "optimizer": AdamWConfig(lr=1e-3),
         "tokens_per_micro_batch": 4096,
         "max_logprob_gap": UNCHECKED,
@@ -119,9 +121,23 @@ def build(model: str, rank: int, world: int, stage: int, **options: Any) -> Lear
         tokens_per_micro_batch=settings["tokens_per_micro_batch"],
         max_logprob_gap=settings["max_logprob_gap"],
     )
+    objective = settings["loss"] if isinstance(settings["loss"], Objective) else Objective(settings["loss"])
+    optimizer, temperature = settings["optimizer"], settings["temperature"]
     return Learner(
-        model, settings["loss"], settings["optimizer"], config, settings["temperature"], 10, "cpu", rank, world
+        model, objective, optimizer, config, temperature, 10, "cpu", rank, world, value=settings["value"]
     )  # fmt: skip
+
+
+def step(learner: Learner, sequences: list[TrainingSequence], iteration: int) -> UpdateReport:
+    """An update of one optimizer step over all of them."""
+    return learner.update(TrainingBatch.one_step(sequences), iteration)
+
+
+def one_batch(sequences: list[TrainingSequence]) -> MicroBatch:
+    """All of them in one micro-batch."""
+    everything = Minibatch(tuple(range(len(sequences))))
+    packed = pack_sequences(sequences, Limits(vocabulary=320, context=None), with_values=False)
+    return collate(packed, everything.indices, everything)
 
 
 def learner_run(case: Case, model: str, rank: int, world: int, stage: int) -> Recorded:
@@ -130,7 +146,7 @@ def learner_run(case: Case, model: str, rank: int, world: int, stage: int) -> Re
     )
     recorded = Recorded(start=arrays_of(learner.weights()))
     for iteration, sequences in enumerate(case.batches()):
-        metrics = learner.update(sequences, iteration).metrics
+        metrics = step(learner, sequences, iteration).metrics
         recorded.grad_norms.append(metrics["learner/grad_norm"])
         recorded.micro_batches.append(int(metrics["learner/micro_batches"]))
         recorded.tokens.append(int(metrics["learner/tokens"]))
@@ -154,14 +170,12 @@ def loop_run(case: Case, model: str, rank: int, world: int) -> Recorded:
         plan = plan_micro_batches([len(s) for s in sequences], world, case.budget)
         shard = plan.ranks[rank]
         for number, indices in enumerate(shard, start=1):
-            batch = collate([sequences[i] for i in indices])
+            batch = one_batch([sequences[i] for i in indices])
             with contextlib.nullcontext() if number == len(shard) else ddp.no_sync():
-                keep = torch.arange(batch.first, batch.last)
-                logits = ddp(batch.input_ids, use_cache=False, return_dict=False, logits_to_keep=keep)[0]
-                columns = slice(batch.first, batch.last)
-                logprobs = selected_logprobs(logits, batch.targets[:, columns], 1.0)
-                losses = case.loss(logprobs, batch.behaviour_logprobs[:, columns], batch.advantages[:, columns])
-                ((batch.weights[:, columns] * losses).sum() * world).backward()
+                logits = ddp(batch.input_ids, use_cache=False, return_dict=False, logits_to_keep=batch.columns)[0]
+                logprobs = selected_logprobs(logits, batch.targets, 1.0)
+                losses = case.loss(logprobs, batch.behaviour_logprobs, batch.advantages)
+                ((batch.weights * losses).sum() * world).backward()
         limit = settings.max_grad_norm or float("inf")
         recorded.grad_norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), limit)))
         optimizer.step()
@@ -196,13 +210,13 @@ def resume(folder: Path, model: str, rank: int, world: int, stage: int) -> dict[
     batches = [make_sequences(12, seed) for seed in range(4)]
     learner = build(model, rank, world, stage, tokens_per_micro_batch=120)
     for iteration in (0, 1):
-        learner.update(batches[iteration], iteration)
+        step(learner, batches[iteration], iteration)
     state = folder / f"state-{world}-{stage}"
     learner.save_state(state)
     saved_random = torch.get_rng_state()
     learner.save_model(folder / f"model-{world}-{stage}")
     at_save = arrays_of(learner.weights())
-    reports = [learner.update(batches[iteration], iteration) for iteration in (2, 3)]
+    reports = [step(learner, batches[iteration], iteration) for iteration in (2, 3)]
     straight = learner.weights()
     learner.close()
 
@@ -210,7 +224,7 @@ def resume(folder: Path, model: str, rank: int, world: int, stage: int) -> dict[
     torch.manual_seed(99)
     resumed.load_state(state)
     same_random = torch.equal(torch.get_rng_state(), saved_random)
-    again = [resumed.update(batches[iteration], iteration) for iteration in (2, 3)]
+    again = [step(resumed, batches[iteration], iteration) for iteration in (2, 3)]
     weights = resumed.weights()
     resumed.close()
     return {
@@ -225,18 +239,18 @@ def resume(folder: Path, model: str, rank: int, world: int, stage: int) -> dict[
 def refused_update(model: str, rank: int, world: int, stage: int, loss: PolicyLoss, mark: float) -> dict[str, Any]:
     """One good update, then one whose last and longest sequence is marked: what is raised, and what the weights do."""
     learner = build(model, rank, world, stage, loss=loss, tokens_per_micro_batch=60)
-    learner.update(make_sequences(9, seed=0), 0)
+    step(learner, make_sequences(9, seed=0), 0)
     before = arrays_of(learner.weights())
     sequences = make_sequences(9, seed=1)
     longest = max(range(9), key=lambda i: len(sequences[i]))
     sequences[longest].advantages[-1] = mark
     message = again = ""
     try:
-        learner.update(sequences, 1)
+        step(learner, sequences, 1)
     except LearnerError as error:
         message = str(error)
     try:
-        learner.update(make_sequences(9, seed=2), 2)
+        step(learner, make_sequences(9, seed=2), 2)
     except LearnerError as error:
         again = str(error)
     after = arrays_of(learner.weights())

@@ -8,10 +8,10 @@ import torch
 
 from rayrlhf.config import AdamWConfig, LearnerConfig, ModelConfig
 from rayrlhf.learner import Learner
-from rayrlhf.losses import PolicyGradientLoss
+from rayrlhf.losses import Objective, PolicyGradientLoss
 from rayrlhf.policy import load_policy, load_tokenizer, resolve_model
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
-from rayrlhf.types import TrainingSequence
+from rayrlhf.types import TrainingBatch, TrainingSequence
 
 MODEL = ModelConfig(path="tiny-stories")
 TEXTS = ["Once upon a time", "Once upon a time there was a", "The", "One day, a big brown bear"]
@@ -45,10 +45,11 @@ def gaps(temperature: float, precision: str, cap: float | None = None) -> dict[s
     """Metrics of one update over the 200 sequences."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     config = LearnerConfig.model_validate({"ranks": 1, "zero_stage": 0, "precision": precision})
+    objective = Objective(PolicyGradientLoss(cap))
     learner = Learner(
-        resolve_model(MODEL.path), PolicyGradientLoss(cap), AdamWConfig(), config, temperature, iterations=1, device="cpu"
+        resolve_model(MODEL.path), objective, AdamWConfig(), config, temperature, iterations=1, device="cpu"
     )  # fmt: skip
-    metrics = learner.update(sampled_sequences(temperature, dtype), 0).metrics
+    metrics = learner.update(TrainingBatch.one_step(sampled_sequences(temperature, dtype)), 0).metrics
     learner.close()
     return dict(metrics)
 

@@ -38,8 +38,8 @@ BAD_FILES = {
     ),
     "key of another section": ("iterations: 3\nlr: 1e-3\n", "run.yaml:2: lr: unknown key, did you mean optimizer.lr?"),
     "key of another algorithm": (
-        "algorithm:\n  name: rloo\n  clip_range: 0.2\n",
-        "run.yaml:3: algorithm.clip_range: rloo has no clip_range (grpo has)",
+        "algorithm:\n  name: rloo\n  normalize_by_std: true\n",
+        "run.yaml:3: algorithm.normalize_by_std: rloo has no normalize_by_std (grpo has)",
     ),
     "key of another optimizer, name left out": (
         "optimizer:\n  momentum: 0.9\n",
@@ -59,7 +59,7 @@ BAD_FILES = {
     ),
     "no such algorithm": (
         "algorithm:\n  name: gpro\n",
-        "run.yaml:2: algorithm.name: must be one of reinforce, rloo, grpo, not 'gpro', did you mean grpo?",
+        "run.yaml:2: algorithm.name: must be one of reinforce, rloo, grpo, ppo, rejection_sampling, not 'gpro', did you mean grpo?",
     ),
     "algorithm as a word": (
         "seed: 0\nalgorithm: grpo\n",
@@ -136,7 +136,9 @@ BAD_OVERRIDES = {
     "rollout.wrokers=4": "unknown key, did you mean rollout.workers?",
     "rollout.workers=four": "must be a whole number, not 'four'",
     "rollout={wrokers: 4}": "rollout.wrokers: unknown key, did you mean rollout.workers?",
-    "algorithm.clip_range=0.1": "rloo has no clip_range (grpo has)",
+    "algorithm.normalize_by_std=true": "rloo has no normalize_by_std (grpo has)",
+    "algorithm.value.kind=hed": "algorithm.value: rloo has no value (ppo has)",
+    "model.scratch.hidden=3": "unknown key, did you mean model.scratch.hidden_size?",
     "algorithm=grpo": (
         "must be a section of `key: value` lines, not 'grpo', did you mean algorithm.name: grpo?"
     ),
@@ -290,10 +292,26 @@ def test_anchors_are_followed_and_a_byte_order_mark_is_no_fault() -> None:
 # --- recipes ---
 
 
+def test_sections_within_an_algorithm_have_defaults_and_named_faults() -> None:
+    text = "algorithm:\n  name: ppo\n  value:\n    optimizer:\n      lr: 0.5\n"
+    Path("run.yaml").write_text(text)
+    value = load_config("run.yaml", []).algorithm.value  # type: ignore[union-attr]
+    assert (value.kind, value.optimizer.name, value.optimizer.lr) == ("separate", "adamw", 0.5)  # type: ignore[union-attr]
+    assert faults(text + "    kind: hed\n") == [
+        "run.yaml:6: algorithm.value.kind: must be one of separate, head, not 'hed', did you mean head?"
+    ]
+    assert faults(text + "    detach: true\n") == ["run.yaml:6: algorithm.value.detach: separate has no detach (head has)"]
+    assert faults(text, "algorithm.value=head") == [
+        "override algorithm.value=head: must be a section of `key: value` lines, not 'head', did you mean "
+        "algorithm.value.kind: head?"
+    ]
+
+
 def test_the_recipes_and_what_their_first_line_says() -> None:
     shipped = {recipe.name: recipe for recipe in recipes()}
     assert list(shipped) == [
-        "alliteration", "alliteration-reinforce-parity", "alliteration-rloo-parity", "letter-e", "starts-with-a",
+        "alliteration", "alliteration-ppo", "alliteration-reinforce-parity", "alliteration-rloo-parity", "letter-e",
+        "starts-with-a", "textworld-coin", "textworld-coin-rejection", "textworld-coin-rloo", "textworld-quest",
     ]  # fmt: skip
     for name, recipe in shipped.items():
         config = load_config(name, [])

@@ -27,13 +27,14 @@ from learner_process import (
     load_policy_plain,
     make_sequences,
     run,
+    step,
 )  # fmt: skip
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrlhf.config import AdamWConfig, LearnerConfig, ModelConfig, SGDConfig
 from rayrlhf.errors import CheckpointError, LearnerError
 from rayrlhf.learner import Learner, learning_rate
-from rayrlhf.losses import PolicyGradientLoss, PolicyLoss
+from rayrlhf.losses import Objective, PolicyGradientLoss, PolicyLoss
 from rayrlhf.policy import load_policy, score_tokens
 from rayrlhf.types import TrainingSequence
 from rayrlhf.weights import checksum, load_into, verify
@@ -226,7 +227,7 @@ class Payload:
 def test_a_state_that_holds_code_or_is_damaged_is_refused(tmp_path: Path, tiny_model: Path, fault: str) -> None:
     """DeepSpeed's own loader runs whatever its pickles say."""
     learner = build(str(tiny_model), 0, 1, stage=2)
-    learner.update(make_sequences(4, seed=0), 0)
+    step(learner, make_sequences(4, seed=0), 0)
     learner.save_state(tmp_path / "state")
     learner.load_state(tmp_path / "state")
     (shard,) = (tmp_path / "state").rglob("*optim_states.pt")
@@ -250,14 +251,14 @@ def test_a_resumed_bf16_learner_equals_an_uninterrupted_one(tmp_path: Path, tiny
     batches = [make_sequences(9, seed) for seed in range(4)]
     checksums = []
     for resumed in (False, True):
-        loss = PolicyGradientLoss(importance_cap=None)
-        learner = Learner(str(tiny_model), loss, AdamWConfig(lr=1e-3), config, 1.0, 10, "cpu")
+        objective = Objective(PolicyGradientLoss(importance_cap=None))
+        learner = Learner(str(tiny_model), objective, AdamWConfig(lr=1e-3), config, 1.0, 10, "cpu")
         if resumed:
             learner.load_state(tmp_path)
         for iteration in range(2 if resumed else 0, 4):
             if iteration == 2 and not resumed:
                 learner.save_state(tmp_path)
-            learner.update(batches[iteration], iteration)
+            step(learner, batches[iteration], iteration)
         weights = learner.weights()
         assert weights is not None
         checksums.append(weights.checksum)
@@ -281,7 +282,7 @@ def on_policy(model: Path, temperature: float, count: int = 8) -> list[TrainingS
 def test_learner_and_scoring_agree_before_the_first_step(tiny_model: Path, temperature: float) -> None:
     """X-5, X-6: at the default limit of 1e-4 nats."""
     learner = build(str(tiny_model), 0, 1, 2, temperature=temperature, max_logprob_gap=1e-4, tokens_per_micro_batch=50)
-    metrics = learner.update(on_policy(tiny_model, temperature), 0).metrics
+    metrics = step(learner, on_policy(tiny_model, temperature), 0).metrics
     assert metrics["learner/logprob_gap_max"] < 1e-5
     assert metrics["policy/ratio_mean"] == pytest.approx(1, abs=1e-5)
     assert metrics["policy/approxkl"] < 1e-9
@@ -299,7 +300,7 @@ def test_a_wrong_behaviour_logprob_stops_the_update_by_name(tiny_model: Path, fa
     learner = build(str(tiny_model), 0, 1, 1, max_logprob_gap=1e-4)
     before = arrays_of(learner.weights())
     with pytest.raises(LearnerError, match=r"learner and sampler disagree.*learner.max_logprob_gap allows 0.0001"):
-        learner.update(sequences, 0)
+        step(learner, sequences, 0)
     assert checksum(arrays_of(learner.weights())) == checksum(before)
     learner.close()
 
@@ -307,9 +308,9 @@ def test_a_wrong_behaviour_logprob_stops_the_update_by_name(tiny_model: Path, fa
 def test_bf16_holds_to_the_mean_and_sends_its_bits(tiny_model: Path) -> None:
     """X-5 in bf16: single tokens may differ by more than 1e-4; weights travel as uint16 and come out equal."""
     config = LearnerConfig(ranks=1, zero_stage=2, precision="bf16")
-    loss = PolicyGradientLoss(importance_cap=2.0)
-    learner = Learner(str(tiny_model), loss, AdamWConfig(lr=1e-3), config, 1.0, 10, "cpu")
-    metrics = learner.update(on_policy(tiny_model, 1.0), 0).metrics
+    objective = Objective(PolicyGradientLoss(importance_cap=2.0))
+    learner = Learner(str(tiny_model), objective, AdamWConfig(lr=1e-3), config, 1.0, 10, "cpu")
+    metrics = step(learner, on_policy(tiny_model, 1.0), 0).metrics
     assert metrics["learner/logprob_gap_max"] > 1e-4
     assert metrics["learner/logprob_gap_mean"] < 0.02
     weights = learner.weights()
@@ -318,11 +319,11 @@ def test_bf16_holds_to_the_mean_and_sends_its_bits(tiny_model: Path) -> None:
     assert {array.dtype.name for array in weights.arrays.values()} == {"uint16"}
     receiver = load_policy(ModelConfig(path=str(tiny_model)), dtype=torch.bfloat16)
     load_into(receiver, weights)
-    for name, parameter in learner._policy.module.named_parameters():
+    for name, parameter in learner._network.policy.named_parameters():
         assert torch.equal(parameter, dict(receiver.named_parameters())[name])
     wrong = on_policy(tiny_model, 0.5)
     with pytest.raises(LearnerError, match=r"learner.max_mean_logprob_gap_bf16 allows 0\.02"):
-        learner.update(wrong, 1)
+        step(learner, wrong, 1)
     learner.close()
 
 
@@ -338,7 +339,7 @@ def test_a_pad_id_that_is_the_eos_id_changes_nothing(tmp_path: Path) -> None:
             sequence.input_ids[[0, 2, -1]] = 0  # EOS: as BOS, within, and at the end
         learner = build(str(model), 0, 1, 2, optimizer=SGDConfig(lr=1.0, max_grad_norm=None))
         before = arrays_of(learner.weights())
-        reports.append(learner.update(sequences, 0).metrics)
+        reports.append(step(learner, sequences, 0).metrics)
         after = arrays_of(learner.weights())
         deltas.append({key: before[key] - after[key] for key in before})
         learner.close()
@@ -353,7 +354,7 @@ def test_no_dropout(tmp_path: Path) -> None:
     checksums = []
     for _ in range(2):
         learner = build(str(model), 0, 1, 2)
-        learner.update(make_sequences(6, seed=1), 0)
+        step(learner, make_sequences(6, seed=1), 0)
         weights = learner.weights()
         assert weights is not None
         checksums.append(weights.checksum)
@@ -377,9 +378,9 @@ def test_a_malformed_sequence_is_named(tiny_model: Path, change: dict[str, Any],
     }  # fmt: skip
     learner = build(str(tiny_model), 0, 1, 0)
     with pytest.raises(LearnerError, match=f"training sequence 1 of 2: .*{message}"):
-        learner.update([TrainingSequence(**good), TrainingSequence(**(good | change))], 0)  # type: ignore[arg-type]
+        step(learner, [TrainingSequence(**good), TrainingSequence(**(good | change))], 0)  # type: ignore[arg-type]
     with pytest.raises(LearnerError, match="no training sequences"):
-        learner.update([], 0)
+        step(learner, [], 0)
     learner.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import exp, log
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, tensor
@@ -13,10 +14,20 @@ from rayrlhf.losses import (
     ClippedLoss,
     PolicyGradientLoss,
     PolicyLoss,
-    TokenStatistics,
+    ValueObjective,
+    constrained_logprobs,
     entropies,
     selected_logprobs,
+)
+from rayrlhf.update_statistics import (
+    Step,
+    StepStatistics,
+    TokenStatistics,
+    ValueStatistics,
     token_statistics,
+    update_metrics,
+    value_statistics,
+    variance_explained,
 )
 
 
@@ -129,7 +140,113 @@ def test_statistics_add_up_over_micro_batches_of_uneven_sizes() -> None:
 
 def test_tokens_that_are_not_finite_are_counted_where_they_are_scored() -> None:
     found = statistics([float("nan"), 0.1, float("inf"), 0.2], [True, True, False, True], [0, float("inf"), 0, 0])
-    assert found.sums[-1] == 2
+    assert found.not_finite == 2
     assert found.metrics()["learner/logprob_gap_max"] == pytest.approx(0.2)
     nothing = TokenStatistics.zero(torch.device("cpu")) + statistics([1.0], [False])
     assert set(nothing.metrics().values()) == {0.0}
+
+
+def test_value_loss_by_hand() -> None:
+    """LMHP-23 with clip 0.2 and coef 0.1, V_old = 1. Far above with R = 2: V = 1.5 counts as 1.2, error 0.64. Moved away
+    from R = 0: V itself, error 2.25. Within the clip: error 0.81. Below, R = 0: 0.5 counts as 0.8, error 0.64."""
+    objective = ValueObjective(clip_range=0.2, coef=0.1)
+    values = tensor([1.5, 1.5, 1.1, 0.5], requires_grad=True)
+    old, returns = torch.ones(4), tensor([2.0, 0.0, 2.0, 0.0])
+    losses = objective(values, old, returns)
+    torch.testing.assert_close(losses.detach(), 0.05 * tensor([0.64, 2.25, 0.81, 0.64]))
+    losses.sum().backward()
+    torch.testing.assert_close(values.grad, 0.1 * tensor([0.0, 1.5, -0.9, 0.0]))  # clipped: nothing pulls it further
+    assert objective.clipped(values.detach(), old, returns).tolist() == [True, False, False, True]
+
+
+def test_value_loss_without_a_clip() -> None:
+    """coef * 0.5 * (V - R)^2 wherever V was."""
+    objective = ValueObjective(clip_range=None, coef=0.5)
+    torch.testing.assert_close(objective(tensor([3.0]), tensor([0.0]), tensor([1.0])), tensor([1.0]))
+    assert not objective.clipped(tensor([3.0]), tensor([0.0]), tensor([1.0])).any()
+
+
+def test_constrained_logprobs_by_hand() -> None:
+    """X-5, X-6: of logits log 1, log 2, log 5 the last two allowed are 2/7 and 5/7; at temperature 1/2 4/29 and 25/29.
+    One allowed token is no choice: log-probability and entropy 0, exactly."""
+    logits = tensor([[log(2), log(5), log(1)], [log(2), log(5), 99.0], [0.3, 99.0, 99.0]])
+    allowed = tensor([[True, True, True], [True, True, False], [True, False, False]])
+    logprobs, entropy = constrained_logprobs(logits, allowed, tensor([1, 0, 0]), 1.0)
+    torch.testing.assert_close(logprobs.exp(), tensor([5 / 8, 2 / 7, 1.0]))
+    expected = [-(p * p.log()).sum() for p in (tensor([2, 5, 1.0]) / 8, tensor([2.0, 5]) / 7)]
+    torch.testing.assert_close(entropy[:2], torch.stack(expected))
+    assert logprobs[2] == entropy[2] == 0
+    cold, _ = constrained_logprobs(logits, allowed, tensor([1, 0, 0]), 0.5)
+    torch.testing.assert_close(cold.exp(), tensor([25 / 30, 4 / 29, 1.0]))
+
+
+def test_constrained_logprobs_have_finite_gradients() -> None:
+    """Only allowed tokens have any: softmax minus one at the token taken; a forced token has none."""
+    logits = tensor([[0.2, -0.4, 1.0], [0.2, 0.1, 1.0]], requires_grad=True)
+    allowed = tensor([[True, True, False], [True, False, False]])
+    logprobs, entropy = constrained_logprobs(logits, allowed, tensor([1, 0]), 1.0)
+    p = torch.softmax(tensor([0.2, -0.4]), 0)
+    (gradient,) = torch.autograd.grad(logprobs.sum(), logits, retain_graph=True)
+    torch.testing.assert_close(gradient, tensor([[-p[0], 1 - p[1], 0], [0, 0, 0]]))
+    (gradient,) = torch.autograd.grad(entropy.sum(), logits)
+    by_hand = -p * (p.log() + entropy[0].detach())
+    torch.testing.assert_close(gradient, tensor([[by_hand[0], by_hand[1], 0], [0, 0, 0]]))
+
+
+def test_entropy_gradients_by_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the whole vocabulary, in pieces of two rows that are computed again for the gradient, and over allowed sets."""
+    monkeypatch.setattr(losses, "ELEMENTS_AT_ONCE", 10)
+    torch.manual_seed(0)
+    logits = torch.randn(3, 5)
+    allowed = torch.rand(3, 5) < 0.7
+    allowed[:, 0] = True
+
+    def constrained(x: Tensor) -> Tensor:
+        return constrained_logprobs(x, allowed, torch.zeros(3, dtype=torch.long), 0.7)[1].sum()
+
+    for entropy in (lambda x: entropies(x, 0.7).sum(), constrained):
+        free = logits.clone().requires_grad_()
+        entropy(free).backward()
+        step = 2e-2
+        for i in range(15):
+            shift = torch.zeros(15)
+            shift[i] = step
+            shift = shift.reshape(3, 5)
+            difference = (entropy(logits + shift) - entropy(logits - shift)) / (2 * step)
+            assert free.grad is not None
+            assert free.grad.reshape(-1)[i].item() == pytest.approx(difference.item(), abs=1e-3)
+
+
+def test_value_statistics_by_hand() -> None:
+    """Errors 4 and 1 scored, one of them clipped; one that is not finite is counted apart; the last is not scored."""
+    found = value_statistics(
+        tensor([1.0, 0.0, float("nan"), 9.0]), tensor([3.0, 1.0, 0.0, 0.0]), tensor([True, False, False, True]),
+        tensor([True, True, True, False]),
+    )  # fmt: skip
+    assert found.metrics() == pytest.approx({"val/error": 5 / 3, "val/clipfrac": 1 / 3})
+    assert found.not_finite == 1
+
+
+def test_variance_explained_by_hand() -> None:
+    """R = 1, 3, 5 vary by 8/3; V = 1, 2, 5 leaves 0, 1, 0, which varies by 2/9: 1 - 1/12. A constant R is no measure."""
+    returns, values = np.array([1, 3, 5, 100], np.float32), np.array([1, 2, 5, 0], np.float32)
+    valued = np.array([True, True, True, False])
+    assert variance_explained(values, returns, valued) == pytest.approx(11 / 12)
+    assert variance_explained(values, np.ones(4, np.float32), valued) == 0
+    assert variance_explained(values, returns, np.zeros(4, np.bool_)) == 0
+
+
+def test_update_metrics_are_means_over_all_tokens_of_all_steps() -> None:
+    """X-2: one token in the first step, three in the second; the gap is the first's, ratio_max that of all."""
+    tokens = [statistics([0.5], [True]), statistics([1.0, 1.0, -1.0], [True] * 3)]
+    values = [ValueStatistics(tensor([2.0, 3.0, 0.0, 0.0])), ValueStatistics(tensor([1.0, 6.0, 1.0, 0.0]))]
+    losses = [tensor([1.0, 4.0]), tensor([3.0, 8.0])]
+    steps = [Step(StepStatistics(*of), 1.0 + i, None, 0.25, 2 + i) for i, of in enumerate(zip(tokens, values, losses))]
+    metrics = update_metrics(steps)
+    assert metrics["policy/approxkl"] == pytest.approx(0.5 * (0.25 + 3) / 4)
+    assert metrics["policy/ratio_max"] == pytest.approx(exp(1))
+    assert metrics["learner/logprob_gap_max"] == metrics["learner/logprob_gap_mean"] == pytest.approx(0.5)
+    assert (metrics["learner/tokens"], metrics["policy/steps"], metrics["learner/micro_batches"]) == (4, 2, 5)
+    assert (metrics["learner/loss"], metrics["learner/grad_norm"], metrics["val/loss"]) == (2, 1.5, 6)
+    assert metrics["val/error"] == pytest.approx(3)
+    assert metrics["val/clipfrac"] == pytest.approx(1 / 3)

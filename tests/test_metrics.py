@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,20 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayrlhf.errors import LearnerError, RunFolderError
-from rayrlhf.metrics import MetricsLog, SampleRecord, comparable, iter_samples, read_metrics, read_samples
+from rayrlhf.metrics import (
+    MetricsLog,
+    SampleRecord,
+    TurnRecord,
+    comparable,
+    iter_samples,
+    read_metrics,
+    read_samples,
+    turn_records,
+)
 from rayrlhf.progress import Progress
 from rayrlhf.run_folder import RunFolder
+from rayrlhf.types import GameState
+from tests.game_episodes import episode, turn
 
 
 @pytest.fixture
@@ -86,6 +97,61 @@ def test_samples_come_back_equal_whatever_the_text(folder: RunFolder) -> None:
     assert read_samples(folder.path) == list(iter_samples(folder.path)) == records
     assert folder.samples.read_bytes().isascii()
     assert records[0].text.startswith("\ud83da\n")
+
+
+GAME = (
+    TurnRecord("A <room>.", "go \ud83d", 0.25, 0.5, 0.0, valid=True, example=False, won=False),
+    TurnRecord("Dark.", "take coin", None, None, 1.0, valid=True, example=True, won=True),
+)
+
+
+def test_turns_of_a_game_come_back_equal(folder: RunFolder) -> None:
+    """TW-26: prompt, action, action probability, value and reward of each turn, and whether the game was won."""
+    records = [sample(0, 0, turns=GAME), sample(0, 1, turns=GAME[:1]), sample(0, 2)]
+    with MetricsLog(folder) as log:
+        log.record_samples(records)
+    assert read_samples(folder.path) == records
+    assert [record.won for record in records] == [True, False, None]
+
+
+def test_episodes_recorded_before_there_were_turns_have_none(folder: RunFolder) -> None:
+    row = asdict(sample(0)) | {"parts": {"alliteration": 1.0}}
+    del row["turns"]
+    folder.samples.write_text(json.dumps(row) + "\n")
+    assert read_samples(folder.path) == [sample(0)]
+
+
+@pytest.mark.parametrize("name", ["probability", "value", "reward"])
+def test_a_turn_whose_number_is_not_finite_is_named(folder: RunFolder, name: str) -> None:
+    turns = (GAME[0], replace(GAME[1], **{name: math.nan}))
+    with MetricsLog(folder) as log, pytest.raises(LearnerError, match=f"{name} of turn 1 of episode 4 is nan"):
+        log.record_samples([sample(0, 4, turns=turns)])
+    assert read_samples(folder.path) == []
+
+
+@pytest.mark.parametrize("values", [None, [0.5, -0.25, 0.0]])
+def test_turn_records_of_a_trajectory(values: Sequence[float] | None) -> None:
+    """TW-26, TW-10: the probability is exp of the sum of the turn's log-probabilities; an example has none (TW-8)."""
+    played = episode([turn(2), turn(1, reward=-0.5, example=True), turn(3, reward=1.0, won=True)])
+    records = turn_records(played, values)
+    assert [record.probability for record in records] == [
+        pytest.approx(math.exp(-2)),
+        None,
+        pytest.approx(math.exp(-3)),
+    ]
+    assert [record.value for record in records] == (values or [None] * 3)
+    assert [record.reward for record in records] == [0.0, -0.5, 1.0]
+    assert [record.won for record in records] == [False, False, True]
+    assert [record.example for record in records] == [False, True, False]
+    with pytest.raises(ValueError):
+        turn_records(played, [0.5])
+
+
+def test_a_prompt_and_its_answer_are_no_game() -> None:
+    """Only an episode of one turn whose environment says nothing of itself has no turns."""
+    assert turn_records(episode([turn(2)]), None) == ()
+    assert len(turn_records(episode([turn(2, won=True)]), None)) == 1
+    assert len(turn_records(episode([replace(turn(2), before=GameState(commands=("look",)))]), None)) == 1
 
 
 def write_iterations(log: MetricsLog, iterations: Iterator[int] | range) -> None:
@@ -182,6 +248,14 @@ def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
         "iteration 7/8  reward 6.25  KL 3.00 nats  0:04 left",
         "iteration 8/8  reward 7.25  KL 3.00 nats",
     ]
+
+
+def test_progress_of_games_says_how_many_are_won() -> None:
+    stream = io.StringIO()
+    Progress(3, console=Console(file=stream)).update(
+        0, {"objective/score": 0.5, "rollout/won": 0.871, "objective/kl": 0}
+    )
+    assert stream.getvalue() == "iteration 1/3  reward 0.50  won 0.87  KL 0.00 nats\n"
 
 
 def test_progress_of_a_resumed_run_tells_the_time_of_what_is_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,18 @@ from rayrlhf.charts import Series, line_chart, moving_average
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import RunFolderError
-from rayrlhf.metrics import MetricsLog, SampleRecord
+from rayrlhf.evaluation_results import (
+    EVALUATION,
+    Evaluation,
+    EvaluationSetting,
+    PlayerResult,
+    ValueFit,
+    read_evaluation,
+    write_evaluation,
+)
+from rayrlhf.game_report import transcript
+from rayrlhf.intervals import Estimate
+from rayrlhf.metrics import MetricsLog, SampleRecord, TurnRecord
 from rayrlhf.report import verdict, write_report
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.summary import BaseDiversity, RunSummary, read_history, summarise
@@ -251,3 +263,187 @@ def test_chart_takes_its_colours_from_the_page() -> None:
     assert not re.search(r"#[0-9a-f]{6}\b", chart)
     assert "T &amp; &lt;t&gt;" in chart
     Page(chart)
+
+
+ROOMS = ("Attic", "Scullery", "Vault", "Larder", "Cookery")
+
+
+def make_game_run(storage: Path, iterations: int, evaluate_every: int = 10) -> Path:
+    """A run that learns to find the coin: 64 episodes an iteration, 10 held-out games now and then."""
+    config = RunConfig.model_validate(
+        {"name": "coins", "storage_path": str(storage), "iterations": iterations, "reward": ["game_score"]}
+    )
+    random = np.random.default_rng(0)
+    with RunFolder.create(config, dump_config(config)) as folder, MetricsLog(folder) as log:
+        log.record_samples(game(random, -1, index, 0.2) for index in range(64))
+        for iteration in range(iterations):
+            skill = min(1.0, 0.2 + iteration / iterations)
+            games = [game(random, iteration, index, skill) for index in range(64)]
+            log.record_samples(games)
+            log.record(iteration, game_metrics(random, games, skill, (iteration + 1) % evaluate_every == 0))
+    return folder.path
+
+
+def game(random: np.random.Generator, iteration: int, index: int, skill: float) -> SampleRecord:
+    won = bool(random.random() < skill)
+    length = 5 if won else 12
+    turns = []
+    for number in range(length):
+        observation = f"-= {ROOMS[number % 5]} =-\nYou are in the {ROOMS[number % 5].lower()}. An exit leads north."
+        if (iteration, index, number) == (0, 0, 1):
+            observation += HOSTILE
+        last = won and number == length - 1
+        action = "take coin" if last else str(random.choice(["go north", "look", "open <door>"]))
+        turns.append(
+            TurnRecord(
+                observation, action, None if number == 2 else float(random.uniform(0.3, 1.0)), float(random.random()),
+                reward=float(last), valid=number != 3, example=number == 2, won=last,
+            )
+        )  # fmt: skip
+    text = "".join(f"{turn.observation}\n> {turn.action}\n" for turn in turns) + "*** The End ***"
+    score = float(won)
+    return SampleRecord(
+        run="coins", iteration=iteration, index=index, group=index // 4, prompt=turns[0].observation,
+        response=text[len(turns[0].observation) :], score=score, parts={"game_score": score}, kl=3 * skill,
+        total=score - 0.1, logprob_sum=-6.0, reference_logprob_sum=-9.0, length=3 * length, finish="eos",
+        weights_version=max(iteration, 0), turns=tuple(turns),
+    )  # fmt: skip
+
+
+def game_metrics(
+    random: np.random.Generator, games: list[SampleRecord], skill: float, evaluated: bool
+) -> dict[str, float]:
+    turns = float(np.mean([len(record.turns) for record in games]))
+    metrics = {
+        "objective/score": float(np.mean([record.score for record in games])), "objective/kl": 3 * skill,
+        "objective/entropy": 8 - 6 * skill, "rollout/won": float(np.mean([bool(record.won) for record in games])),
+        "rollout/turns": turns, "val/var_explained": skill - 0.1 * random.random(), "env/steps": turns * 64,
+        "env/memo_hits": turns * 64 * skill, "env/retries_hang": 0.0, "time/rollout": 3.0, "time/update": 2.0,
+        "time/value": 0.2, "time/worker_environment": 0.4, "time/worker_sampling": 2.4, "time/iteration": 5.5,
+    }  # fmt: skip
+    if evaluated:
+        metrics |= {"eval/won": skill, "eval/score": skill, "eval/turns": turns + 1, "eval/episodes": 10}
+    return metrics
+
+
+def evaluation(parameters: dict[str, object] | None = None) -> Evaluation:
+    setting = EvaluationSetting(
+        environment="textworld", parameters=parameters or {"kind": "coin_collector", "level": 5, "prune": []}, games=40,
+        seed=0, max_turns=19, prompt="actions", actions="auto", temperature=1.0, objective_in_prompt=False, checkpoint=60,
+    )  # fmt: skip
+    policy = PlayerResult(
+        "greedy", 1, 40, 39, Estimate(0.975, 0.871, 0.996), Estimate(0.975, 0.925, 1.0), Estimate(5.4, 5.0, 6.1),
+        Estimate(5.1, 5.0, 5.2),
+    )  # fmt: skip
+    hopeless = PlayerResult(
+        "random", 1, 40, 0, Estimate(0.0, 0.0, 0.088), None, Estimate(19.0, 19.0, 19.0), turns_won=None
+    )
+    fit = ValueFit("sampled", Estimate(-0.021, -0.05, 0.01), Estimate(0.08, 0.06, 0.1))
+    return Evaluation("coins", setting, (policy, hopeless), {"oracle": "no <solution>"}, fit)
+
+
+@pytest.fixture(scope="module")
+def games_report(games: Path) -> str:
+    return write_report(games).read_text()
+
+
+@pytest.fixture(scope="module")
+def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_game_run(tmp_path_factory.mktemp("runs"), 20)
+
+
+def test_report_of_games_has_their_curves(games_report: str) -> None:
+    """Issue 3: curves of games won, in training and held out, turns, values, environment counters, time shares."""
+    text = games_report
+    page = Page(text)
+    titles = re.findall(r"<figcaption>(.*?)<", text)
+    assert titles[:5] == [
+        "Share of games won", "Score of held-out games, share of the most", "Turns an episode", "Reward",
+        "KL from the base model, nats a sequence",
+    ]  # fmt: skip
+    assert titles[5:9] == ["objective/entropy", "val/var_explained", "env/memo_hits", "env/steps"]
+    assert titles[9:12] == ["env/retries_hang", "eval/episodes", "eval/score"]  # from here on, all metrics
+    assert "eval/won</span>" in text
+    assert "<th>worker_environment</th><td>0.400 s</td><td>7.3%</td>" in text  # 0.4 of 5.5 s
+    assert "Diversity" not in text
+    assert "Evaluation on held-out games" not in text
+    assert not {"script", "img"} & set(page.tags)
+
+
+def test_an_evaluation_without_neighbours_is_a_point_of_its_own() -> None:
+    """Iterations without an evaluation have no eval/* metrics: the points there are have marks."""
+    between = line_chart("won", [Series("eval/won", [9, 19, 29], [0.1, 0.5, 0.9], marked=True)])
+    plain = line_chart("won", [Series("rollout/won", [9, 19, 29], [0.1, 0.5, 0.9])])
+    assert between.count("<use") - plain.count("<use") == 3
+
+
+def test_report_shows_games_as_transcripts(games: Path, games_report: str) -> None:
+    """TW-26: observation, command with its probability and value, reward; won marked; the game's text is escaped."""
+    text = games_report
+    records = [json.loads(line) for line in (games / "samples.jsonl").read_text().splitlines()]
+    first = next(record for record in records if record["iteration"] == 0)
+    turn = first["turns"][0]
+    command = turn["action"].replace("<", "&lt;").replace(">", "&gt;")
+    assert f"<b>&gt; {command}</b> <i>(p={turn['probability']:.2f}, V={turn['value']:.2f})</i>" in text
+    assert "<i>(example, V=" in text
+    assert ", not understood)</i>" in text
+    assert ", reward +1)</i>\n<span>*** The End ***</span>" in text
+    shown = [record for record in records if record["iteration"] in (0, 10, 19) and record["index"] % 16 == 0]
+    assert text.count('<b class="won">won</b>') == sum(record["turns"][-1]["won"] for record in shown)
+    assert text.count("<b>not won</b>") == sum(not record["turns"][-1]["won"] for record in shown)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<script" not in text
+    assert "<door>" not in text
+
+
+def test_a_long_transcript_is_cut_after_whole_turns() -> None:
+    random = np.random.default_rng(0)
+    short = game(random, 0, 1, 1.0)
+    long = replace(short, turns=tuple(replace(turn, observation="x" * 2990) for turn in short.turns))
+    assert transcript(long).count("<b>&gt; ") == 3  # the third begins before 6,000 characters
+    assert "<i>… 2 more turns</i>" in transcript(long)
+    assert "more turns" not in transcript(short)
+
+
+def test_summary_of_games(games: Path) -> None:
+    """Issue 3: the share won by the untrained model, at the end, and of the held-out games of the last evaluation."""
+    records = [json.loads(line) for line in (games / "samples.jsonl").read_text().splitlines()]
+    won = [(record["iteration"], record["turns"][-1]["won"]) for record in records]
+    summary = summarise(games)
+    assert summary.base_won == pytest.approx(np.mean([wins for iteration, wins in won if iteration == -1]))
+    assert summary.won_last == pytest.approx(np.mean([wins for _, wins in won][-40:]))
+    assert summary.eval_won == 1.0  # 0.2 + 19 / 20, at most 1
+    assert summary.eval_episodes == 10
+    assert summary.diversity_share is None
+    said = verdict(summary, 20)
+    assert f"{summary.won_last:.0%} of them won, {summary.base_won:.0%} by the base model" in said
+    assert "100% of 10 held-out games won, greedy" in said
+
+
+def test_a_run_without_games_has_no_wins(finished: Path) -> None:
+    summary = summarise(finished)
+    assert summary.base_won is summary.won_last is summary.eval_won is summary.eval_episodes is None
+    assert "won" not in verdict(summary)
+
+
+def test_report_holds_the_evaluation_with_its_setting(tmp_path: Path) -> None:
+    """Issue 3: wins, score, turns with intervals; kind, prune, objective and temperature stand beside the figures."""
+    folder = make_game_run(tmp_path, 2)
+    write_evaluation(folder / EVALUATION, evaluation({"kind": "<i>coin</i>", "level": 5, "prune": ["look", "examine"]}))
+    assert read_evaluation(folder) == evaluation({"kind": "<i>coin</i>", "level": 5, "prune": ["look", "examine"]})
+    text = write_report(folder).read_text()
+    Page(text)
+    assert "<td>greedy</td><td>39 of 40</td><td>97.5%<small>[87.1%, 99.6%]</small></td>" in text
+    assert "<td>random</td><td>0 of 40</td><td>0.0%<small>[0.0%, 8.8%]</small></td><td>–</td><td>–</td>" in text
+    assert "coins, checkpoint after 60 iterations: 40 held-out games of textworld" in text
+    assert "(kind &lt;i&gt;coin&lt;/i&gt;, level 5, prune look/examine)" in text
+    assert "objective in the prompt: no; prompt actions, actions auto, at most 19 turns, temperature 1" in text
+    assert "oracle did not play: no &lt;solution&gt;" in text
+    assert "mean -0.021 [-0.050, +0.010], without its sign 0.080 [0.060, 0.100]" in text
+
+
+def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
+    folder = make_game_run(tmp_path, 1)
+    (folder / EVALUATION).write_text('{"name": "coins"}')
+    with pytest.raises(RunFolderError, match=r"evaluation.json is damaged .* run `rayrlhf evaluate` again"):
+        write_report(folder)

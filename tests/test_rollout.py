@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +9,28 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rayrlhf.envs.single_turn import SingleTurn
+from rayrlhf.config import AgentConfig
+from rayrlhf.environments import EnvironmentSettings, LocalEnvironments
 from rayrlhf.errors import EpisodeError
+from rayrlhf.player import Player
 from rayrlhf.prompts import Prompt
-from rayrlhf.rollout import deal_specs, episode_seed, play_episodes, turn_seed, with_reference
-from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
+from rayrlhf.rollout import deal_specs, episode_seed, turn_seed, with_reference
+from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import Trajectory
-from rayrlhf.worker import make_codec
-from tests import broken_environments
 
 TEXTS = ["Once upon a time", "Tim took"]
 
 
 def play(
-    folder: Path, environment: type = SingleTurn, temperature: float = 1.0, score_prompt: bool = False
+    folder: Path, environment: str = "single_turn", temperature: float = 1.0, score_prompt: bool = False
 ) -> list[Trajectory]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = [Prompt(text, np.asarray(tokenizer(text)["input_ids"])) for text in TEXTS]
     settings = SamplingSettings(16, temperature=temperature, score_prompt=score_prompt)
-    sampler = TransformersSampler(model, tokenizer.eos_token_id, settings)
+    player = Player(model, tokenizer, 128, AgentConfig(), prompts, settings, max_turns=1)
     [specs] = deal_specs(run_seed=3, iteration=0, groups=2, group_size=3, groups_per_batch=2)
-    episodes = play_episodes(specs, partial(environment, prompts=TEXTS), sampler, make_codec(tokenizer, prompts))
+    episodes = player.play(specs, LocalEnvironments(EnvironmentSettings(environment), TEXTS), weights_version=0)
     return with_reference(episodes, model, temperature)
 
 
@@ -84,8 +83,8 @@ def test_batches_are_cut_by_the_run_alone() -> None:
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [(broken_environments.Raises, "the dragon ate the game"), (broken_environments.NoReward, "reward is nan")],
+    [("tests.broken_environments:Raises", "the dragon ate the game"), ("tests.broken_environments:NoReward", "the reward has to be a finite number, not nan")],
 )
-def test_a_broken_environment_is_named(tiny_model: Path, environment: type, message: str) -> None:
+def test_a_broken_environment_is_named(tiny_model: Path, environment: str, message: str) -> None:
     with pytest.raises(EpisodeError, match=message):
         play(tiny_model, environment)

@@ -131,3 +131,36 @@ def test_a_prompt_without_tokens_is_refused(tiny_model: Path) -> None:
     sampler = TransformersSampler(load(tiny_model), 0, SamplingSettings(4))
     with pytest.raises(ValueError, match="no tokens"):
         sampler.sample([np.array([], np.int64)], [0])
+
+
+def test_greedy_rows_leave_the_others_as_they_are(tiny_model: Path) -> None:
+    """A greedy row takes the likeliest token of a full forward at each step, whatever its seed."""
+    model = load(tiny_model)
+    sampler = TransformersSampler(model, NO_EOS, SamplingSettings(8, temperature=0.7))
+    sampled = sampler.sample(PROMPTS, range(5))
+    mixed = sampler.sample(PROMPTS, range(5), greedy=[False, True, False, True, False])
+    for i in (0, 2, 4):
+        np.testing.assert_array_equal(mixed[i].response_ids, sampled[i].response_ids)
+        np.testing.assert_array_equal(mixed[i].logprobs, sampled[i].logprobs)
+    for i in (1, 3):
+        ids = PROMPTS[i]
+        with torch.inference_mode():
+            for _ in range(8):
+                ids = np.append(ids, int(model(torch.from_numpy(ids)[None]).logits[0, -1].argmax()))
+        np.testing.assert_array_equal(mixed[i].response_ids, ids[len(PROMPTS[i]) :])
+        expected = full_logprobs(model, PROMPTS[i], mixed[i].response_ids, 0.7)
+        np.testing.assert_allclose(mixed[i].logprobs, expected[len(PROMPTS[i]) - 1 :], atol=2e-5)
+
+
+def test_a_stopping_rule_takes_the_place_of_eos(tiny_model: Path) -> None:
+    """TW-4: what ends a response is the rule's word alone, and the tokens up to there are those sampled without it."""
+    model = load(tiny_model)
+    free = TransformersSampler(model, NO_EOS, SamplingSettings(12)).sample(PROMPTS, range(5))
+    third = {int(generation.response_ids[2]) for generation in free[:3]}
+    sampler = TransformersSampler(model, int(free[0].response_ids[0]), SamplingSettings(12))
+    stopped = sampler.sample(PROMPTS, range(5), ends=lambda ids: len(ids) > 2 and int(ids[-1]) in third)
+    assert len(stopped[0].response_ids) == 3
+    for whole, generation in zip(free, stopped):
+        ids = generation.response_ids
+        np.testing.assert_array_equal(ids, whole.response_ids[: len(ids)])
+        assert generation.finish == ("length" if int(ids[-1]) not in third else "stop")

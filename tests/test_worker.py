@@ -10,7 +10,8 @@ import psutil
 import pytest
 import ray
 
-from rayrlhf.config import ModelConfig, PromptsConfig, RolloutConfig
+from rayrlhf.config import AgentConfig, ModelConfig, PromptsConfig, RolloutConfig
+from rayrlhf.environments import EnvironmentSettings
 from rayrlhf.errors import EpisodeError, RolloutError
 from rayrlhf.policy import load_tokenizer
 from rayrlhf.prompts import load_prompts
@@ -30,7 +31,15 @@ def make_pool(model: Path, environment: str = "single_turn", **rollout: object) 
         PromptsConfig(text="Once upon a time"), load_tokenizer(ModelConfig(path=str(model))), 128, 16
     )
     settings = WorkerSettings(
-        ModelConfig(path=str(model)), environment, prompts.items, SamplingSettings(16), "cpu", "float32", 1
+        model=ModelConfig(path=str(model)),
+        environments={"train": EnvironmentSettings(environment)},
+        prompts=prompts.items,
+        agent=AgentConfig(),
+        sampling=SamplingSettings(16),
+        max_turns=1,
+        device="cpu",
+        dtype="float32",
+        threads=1,
     )
     return RolloutPool(settings, config)
 

@@ -34,6 +34,12 @@ class EpisodeAlgorithm:
         """There is no value network."""
         return []
 
+    def turn_values(
+        self, trajectories: Sequence[Trajectory], values: Sequence[FloatArray]
+    ) -> list[Sequence[float] | None]:
+        """There is no value network."""
+        return [None] * len(trajectories)
+
     def shaped_rewards(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> NDArray[np.float64]:
         """Score minus KL penalty of each episode, [N] (SPEC X-4), rewards of later turns discounted.
 

@@ -56,6 +56,13 @@ class PPO(EpisodeAlgorithm):
         """All turns of each episode, and what the next one would have been given where a limit cut it off."""
         return [query for trajectory in trajectories for query in episode_queries(trajectory)]
 
+    def turn_values(
+        self, trajectories: Sequence[Trajectory], values: Sequence[FloatArray]
+    ) -> list[Sequence[float] | None]:
+        """V of what the policy was shown at each turn."""
+        held = answers_by_episode(trajectories, values)
+        return [[float(own[0]) for own in values_of_turns(*row)] for row in zip(trajectories, held)]
+
     def prepare(
         self,
         trajectories: Sequence[Trajectory],
@@ -65,8 +72,7 @@ class PPO(EpisodeAlgorithm):
     ) -> tuple[TrainingBatch, Mapping[str, float]]:
         """See `interfaces.Algorithm`."""
         config = self.config
-        answers = iter(values)
-        held = [[next(answers) for _ in episode_queries(trajectory)] for trajectory in trajectories]
+        held = answers_by_episode(trajectories, values)
         steps = [decision_steps(trajectory) for trajectory in trajectories]
         rewards = [step_rewards(*row, config.kl) for row in zip(trajectories, scores, steps)]
         if config.whiten_rewards == "batch":
@@ -132,6 +138,22 @@ def episode_queries(trajectory: Trajectory) -> list[ValueQuery]:
     return queries
 
 
+def answers_by_episode(trajectories: Sequence[Trajectory], values: Sequence[FloatArray]) -> list[list[FloatArray]]:
+    """The answers to all queries, episode by episode."""
+    answers = iter(values)
+    return [[next(answers) for _ in episode_queries(trajectory)] for trajectory in trajectories]
+
+
+def values_of_turns(trajectory: Trajectory, held: Sequence[FloatArray]) -> list[FloatArray]:
+    """Values before each response token of each turn, [T] each; `held` answers `episode_queries`."""
+    of_turns: dict[int, FloatArray] = {}
+    for segment, values in zip(segments(trajectory), held):
+        for position, start in zip(segment.turns, segment.starts):
+            begin = start - segment.starts[0]
+            of_turns[position] = values[begin : begin + len(trajectory.turns[position].response_ids)]
+    return [of_turns[position] for position in range(len(trajectory.turns))]
+
+
 def decision_steps(trajectory: Trajectory) -> tuple[IntArray, ...]:
     """Of each turn the positions among its response tokens that are steps of `Credit`."""
     steps = [np.flatnonzero(turn.choices) for turn in trajectory.turns]
@@ -159,11 +181,7 @@ def credit(
     config: GAEConfig,
 ) -> Credit:
     """Advantages of an episode's steps; `values` answer `episode_queries`."""
-    of_turns: dict[int, FloatArray] = {}
-    for segment, held in zip(segments(trajectory), values):
-        for position, start in zip(segment.turns, segment.starts):
-            begin = start - segment.starts[0]
-            of_turns[position] = held[begin : begin + len(trajectory.turns[position].response_ids)]
+    of_turns = values_of_turns(trajectory, values)
     own = np.concatenate([of_turns[i][tokens] for i, tokens in enumerate(steps)]).astype(np.float64)
     after = float(values[-1][-1]) if trajectory.truncated and len(trajectory.final_prompt_ids) else 0.0
     links = turn_links(

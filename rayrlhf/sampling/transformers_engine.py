@@ -6,7 +6,7 @@ sequence draws from its own stream of random numbers, so a batch gives the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from rayrlhf.types import FloatArray, Generation, IntArray
+from rayrlhf.types import FinishReason, FloatArray, Generation, IntArray
 
 COMPACT_BELOW = 0.75  # the batch is compacted when less than this share of it is unfinished
 
@@ -39,8 +39,18 @@ class TransformersSampler:
         self.settings = settings
 
     @torch.inference_mode()
-    def sample(self, prompts: Sequence[IntArray], seeds: Sequence[int]) -> list[Generation]:
-        """One generation for each (prompt [P], seed), in order; see `interfaces.Sampler`."""
+    def sample(
+        self,
+        prompts: Sequence[IntArray],
+        seeds: Sequence[int],
+        greedy: Sequence[bool] | None = None,
+        ends: Callable[[IntArray], bool] | None = None,
+    ) -> list[Generation]:
+        """One generation for each (prompt [P], seed), in order; see `interfaces.Sampler`.
+
+        greedy: whose tokens are the likeliest instead of drawn; none by default. ends: whether response ids [t] end with
+        their last one; by default where that is EOS.
+        """
         if not prompts:
             return []
         if min(len(prompt) for prompt in prompts) == 0:
@@ -52,11 +62,16 @@ class TransformersSampler:
         drawn = Drawn.room(len(prompts), limit)
         rows = np.arange(len(prompts))  # which sequence each row of the batch is
         live = np.ones(len(prompts), bool)  # of the batch's rows
+        likeliest = None if greedy is None or not any(greedy) else np.array(greedy)
         for step in range(limit):
-            tokens, *logprobs = self._draw(logits, torch.from_numpy(uniforms[rows, step]).to(device))
+            fixed = None if likeliest is None else torch.from_numpy(likeliest[rows]).to(device)
+            tokens, *logprobs = self._draw(logits, torch.from_numpy(uniforms[rows, step]).to(device), fixed)
             ids = tokens.cpu().numpy()
             drawn.keep(step, rows[live], ids[live], *(values.cpu().numpy()[live] for values in logprobs))
-            live &= ids != self.eos_token_id
+            if ends is None:
+                live &= ids != self.eos_token_id
+            else:
+                live[live] = [not ends(drawn.ids[row, : step + 1]) for row in rows[live]]
             if step + 1 == limit or not live.any():
                 break
             if live.sum() < COMPACT_BELOW * len(rows):
@@ -64,7 +79,7 @@ class TransformersSampler:
                 decoding.select(kept)
                 tokens, rows, live = tokens[kept], rows[live], live[live]
             logits = decoding.advance(self.model, tokens)
-        return [drawn.generation(i, self.eos_token_id, prompt_logprobs[i]) for i in range(len(prompts))]
+        return [drawn.generation(i, self.eos_token_id, prompt_logprobs[i], ends) for i in range(len(prompts))]
 
     def _prefill(self, prompts: Sequence[IntArray], device: torch.device) -> tuple[Decoding, Tensor, list[np.ndarray]]:
         """Runs each distinct prompt once and spreads its cache over the rows that share it."""
@@ -104,13 +119,16 @@ class TransformersSampler:
     def _log_softmax(self, logits: Tensor) -> Tensor:
         return (logits.float() / self.settings.temperature).log_softmax(-1)
 
-    def _draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [B] by inversion of the cumulative distribution, and their full and filtered log-probabilities [B]."""
+    def _draw(self, logits: Tensor, uniform: Tensor, greedy: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B] by inversion of the cumulative distribution, or the likeliest where `greedy`, and their full and
+        filtered log-probabilities [B]."""
         full = self._log_softmax(logits)
         filtered = filter_logprobs(full, self.settings.top_k, self.settings.top_p)
         cumulative = filtered.exp().double().cumsum(-1)  # double: 100,000 single-precision terms would drift
         target = uniform.unsqueeze(-1) * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
+        if greedy is not None:
+            token = torch.where(greedy.unsqueeze(-1), full.argmax(-1, keepdim=True), token)
         return (
             token.squeeze(-1),
             full.gather(-1, token).squeeze(-1),
@@ -167,14 +185,19 @@ class Drawn:
         self.filtered_logprobs[rows, step] = filtered_logprobs
         self.lengths[rows] = step + 1
 
-    def generation(self, row: int, eos_token_id: int, prompt_logprobs: FloatArray) -> Generation:
+    def generation(
+        self, row: int, eos_token_id: int, prompt_logprobs: FloatArray, ends: Callable[[IntArray], bool] | None
+    ) -> Generation:
         length = int(self.lengths[row])
+        ids = self.ids[row, :length]
+        finish: FinishReason = "eos" if ids[-1] == eos_token_id else "stop"
+        ended = finish == "eos" if ends is None else ends(ids)
         return Generation(
-            response_ids=self.ids[row, :length],
+            response_ids=ids,
             logprobs=self.logprobs[row, :length],
             filtered_logprobs=self.filtered_logprobs[row, :length],
             prompt_logprobs=prompt_logprobs,
-            finish="eos" if self.ids[row, length - 1] == eos_token_id else "length",
+            finish=finish if ended else "length",
         )
 
 

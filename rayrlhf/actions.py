@@ -1,0 +1,265 @@
+"""How a policy acts: writing freely, choosing a command token by token (the default), or ranking whole commands.
+
+All are `interfaces.Actor`s: deterministic functions of the weights, the situations and the calls since `reset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from torch import Tensor, nn
+
+from rayrlhf.errors import ConfigError
+from rayrlhf.interfaces import Actor, Prompter
+from rayrlhf.sampling.command_trie import Branch, CommandTrie, CommandTries
+from rayrlhf.sampling.constrained import branch_logprobs, draw
+from rayrlhf.sampling.prefix_cache import PrefixCache
+from rayrlhf.sampling.stopping import clean_action, ends_sentence
+from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler, uniform_stream
+from rayrlhf.types import Action, FloatArray, Generation, IntArray, Situation
+
+ActionKind = Literal["auto", "free", "constrained", "rank"]
+
+
+class PolicyActor(Actor, Protocol):
+    """An actor that plays with a model's weights."""
+
+    def reset(self) -> None:
+        """Forgets earlier calls. Due before each batch of episodes and after each change of the weights."""
+        ...
+
+
+@dataclass(slots=True)
+class Choosing:
+    """One situation on its way through its trie."""
+
+    trie: CommandTrie
+    row: int  # of the prefix cache: its prompt and the trie's opening
+    at: Branch | int
+    uniforms: NDArray[np.float64]
+    greedy: bool
+    logprobs: list[FloatArray] = field(default_factory=list)  # [C] of each choice so far
+
+    @property
+    def suffix(self) -> IntArray:
+        """What follows the row."""
+        assert isinstance(self.at, Branch)
+        return self.at.path[len(self.trie.opening) :]
+
+
+class ConstrainedActor:
+    """Chooses among the situation's commands token by token: pi(command) is the product over its branches of
+    softmax(logits[tokens that may follow] / temperature), which adds to 1 over the commands.
+
+    Forced tokens have log-probability 0 and no forward pass of their own. Equal situations are computed once.
+    """
+
+    def __init__(self, model: nn.Module, prompter: Prompter, temperature: float):
+        self.temperature = temperature
+        self._cache = PrefixCache(model)
+        self._tries = CommandTries(prompter.command_ids)
+
+    def reset(self) -> None:
+        self._cache.reset()
+
+    def act(self, situations: Sequence[Situation]) -> list[Action]:
+        """One command each. Raises EpisodeError where a situation has none or two are the same tokens."""
+        tries = [self._tries.of(situation.state.commands) for situation in situations]
+        rows, opened = self._open(situations, tries)
+        walks = [
+            Choosing(trie, int(row), trie.root, uniform_stream(s.seed, len(trie.branches)), s.greedy)
+            for s, trie, row in zip(situations, tries, rows)
+        ]
+        due = [walk for walk in walks if isinstance(walk.at, Branch)]
+        while due:
+            self._choose(due, opened)
+            due = [walk for walk in due if isinstance(walk.at, Branch)]
+        return [_command(walk.trie, walk.at, walk.logprobs) for walk in walks]
+
+    def command_logprobs(self, situations: Sequence[Situation]) -> list[FloatArray]:
+        """Exact log-probabilities of all commands of each situation, [len(commands)] nats in their order."""
+        tries = [self._tries.of(situation.state.commands) for situation in situations]
+        rows, opened = self._open(situations, tries)
+        places = dict.fromkeys(
+            (int(row), branch, len(trie.opening)) for row, trie in zip(rows, tries) for branch in trie.branches
+        )
+        logprobs = self._logprobs([(row, branch, branch.path[skip:]) for row, branch, skip in places], opened)
+        of = {(row, branch): values for (row, branch, _), values in zip(places, logprobs)}
+        return [
+            np.array(
+                [sum(of[row, b][child] for b, child in trie.path(i).choices) for i in range(len(trie.commands))],
+                np.float32,
+            )
+            for row, trie in zip(rows.tolist(), tries)
+        ]
+
+    def _open(self, situations: Sequence[Situation], tries: Sequence[CommandTrie]) -> tuple[IntArray, Tensor | None]:
+        """Cache rows [B] of the prompts with the trie's opening, and their logits; none where nobody has a choice."""
+        if not any(trie.branches for trie in tries):
+            return np.zeros(len(tries), np.int64), None
+        return self._cache.extend(
+            [situation.episode for situation in situations],
+            [np.concatenate([s.prompt_ids, trie.opening]) for s, trie in zip(situations, tries)],
+        )
+
+    def _choose(self, due: Sequence[Choosing], opened: Tensor | None) -> None:
+        """Takes each one step: to the next branch or to its command."""
+        places: dict[tuple[int, Branch], int] = {}
+        index = [places.setdefault((walk.row, walk.at), len(places)) for walk in due]  # type: ignore[arg-type]
+        firsts = [due[index.index(place)] for place in range(len(places))]
+        logprobs = self._logprobs([(walk.row, walk.at, walk.suffix) for walk in firsts], opened)[index]  # type: ignore[misc]
+        uniforms = np.array([walk.uniforms[len(walk.logprobs)] for walk in due])
+        chosen = draw(logprobs, uniforms, np.array([walk.greedy for walk in due]))
+        for walk, values, child in zip(due, logprobs, chosen):
+            assert isinstance(walk.at, Branch)
+            walk.logprobs.append(values[: len(walk.at.ids)])
+            walk.at = walk.at.children[child]
+
+    def _logprobs(self, places: Sequence[tuple[int, Branch, IntArray]], opened: Tensor | None) -> FloatArray:
+        """Log-probabilities [N, largest C] at each place: a cache row, a branch, and the tokens from one to the other."""
+        assert opened is not None
+        at_once = [i for i, (_, _, suffix) in enumerate(places) if len(suffix) == 0]
+        later = [i for i, (_, _, suffix) in enumerate(places) if len(suffix) > 0]
+        logits = opened.new_empty(len(places), opened.shape[1])
+        logits[at_once] = opened[[places[i][0] for i in at_once]]
+        if later:
+            logits[later] = self._cache.following([places[i][0] for i in later], [places[i][2] for i in later])
+        return branch_logprobs(logits, [branch for _, branch, _ in places], self.temperature)
+
+
+def _command(trie: CommandTrie, settled: Branch | int, logprobs: Sequence[FloatArray]) -> Action:
+    assert isinstance(settled, int)
+    return Action(trie.commands[settled], trie.path(settled).generation(logprobs))
+
+
+class RankActor:
+    """Scores every command whole: pi(command) = softmax(mean log-probability of its tokens / temperature).
+
+    The mean, for a sum prefers short commands whatever they say. The distribution differs from `ConstrainedActor`'s, so
+    what this one plays is evaluated and shown, never trained on. Its generations carry the command's log-probability on
+    their first token and 0 on the others.
+    """
+
+    def __init__(self, model: nn.Module, prompter: Prompter, temperature: float):
+        self.temperature = temperature
+        self._cache = PrefixCache(model)
+        self._tries = CommandTries(prompter.command_ids)
+
+    def reset(self) -> None:
+        self._cache.reset()
+
+    def act(self, situations: Sequence[Situation]) -> list[Action]:
+        """One command each. Raises EpisodeError where a situation has none or two are the same tokens."""
+        actions = []
+        for situation, logprobs in zip(situations, self.command_logprobs(situations)):
+            uniforms, greedy = uniform_stream(situation.seed, 1), np.array([situation.greedy])
+            chosen = int(draw(logprobs[None], uniforms, greedy)[0])
+            trie = self._tries.of(situation.state.commands)
+            actions.append(Action(trie.commands[chosen], _ranked(trie.path(chosen).ids, logprobs[chosen])))
+        return actions
+
+    def command_logprobs(self, situations: Sequence[Situation]) -> list[FloatArray]:
+        """Log-probabilities of all commands of each situation, [len(commands)] nats in their order."""
+        if not situations:
+            return []
+        tries = [self._tries.of(situation.state.commands) for situation in situations]
+        rows, opened = self._cache.extend(
+            [situation.episode for situation in situations], [situation.prompt_ids for situation in situations]
+        )
+        distinct = list(dict.fromkeys(zip(rows.tolist(), tries)))
+        tokens = iter(
+            self._cache.continuation_logprobs(
+                opened,
+                [row for row, trie in distinct for _ in trie.commands],
+                [np.array(sequence) for _, trie in distinct for sequence in trie.sequences],
+            )
+        )
+        scores = {place: np.array([next(tokens).mean() for _ in place[1].commands]) for place in distinct}
+        return [log_softmax(scores[place] / self.temperature).astype(np.float32) for place in zip(rows.tolist(), tries)]
+
+
+def _ranked(ids: IntArray, logprob: np.float32) -> Generation:
+    logprobs = np.zeros(len(ids), np.float32)
+    logprobs[0] = logprob
+    return Generation(ids, logprobs, logprobs, np.zeros(0, np.float32), "eos")
+
+
+class FreeActor:
+    """Writes whatever the policy says; with `stop_at_sentence` up to the end of a sentence (SPEC TW-4).
+
+    The sampler's model is whole on every worker, so batches may stop at different lengths: the equal number of forward
+    passes of SPEC TW-5 is for models whose parameters are sharded over ranks.
+    """
+
+    def __init__(self, sampler: TransformersSampler, prompter: Prompter, stop_at_sentence: bool = False):
+        self.sampler = sampler
+        self.prompter = prompter
+        self.ends = ends_sentence(prompter.decode, sampler.eos_token_id) if stop_at_sentence else None
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    def act(self, situations: Sequence[Situation]) -> list[Action]:
+        generations = self.sampler.sample(
+            [situation.prompt_ids for situation in situations],
+            [situation.seed for situation in situations],
+            [situation.greedy for situation in situations],
+            self.ends,
+        )
+        texts = [self.prompter.decode(generation.response_ids) for generation in generations]
+        if self.ends is not None:
+            texts = [clean_action(text) for text in texts]
+        return [Action(text, generation) for text, generation in zip(texts, generations)]
+
+
+class AutoActor:
+    """Chooses among a situation's commands token by token, and writes freely where it has none."""
+
+    def __init__(self, constrained: ConstrainedActor, free: FreeActor):
+        self.constrained = constrained
+        self.free = free
+
+    def reset(self) -> None:
+        self.constrained.reset()
+
+    def act(self, situations: Sequence[Situation]) -> list[Action]:
+        choosing = [i for i, situation in enumerate(situations) if situation.state.commands]
+        if choosing:
+            _refuse_truncation(self.free.sampler.settings)
+        writing = [i for i, situation in enumerate(situations) if not situation.state.commands]
+        actions: dict[int, Action] = {}
+        if choosing:
+            actions |= zip(choosing, self.constrained.act([situations[i] for i in choosing]))
+        if writing:
+            actions |= zip(writing, self.free.act([situations[i] for i in writing]))
+        return [actions[i] for i in range(len(situations))]
+
+
+def make_actor(
+    kind: ActionKind, sampler: TransformersSampler, prompter: Prompter, stop_at_sentence: bool = False
+) -> PolicyActor:
+    """The actor of `agent.actions`, with the sampler's model and temperature.
+
+    Raises ConfigError where top-k or top-p meet a choice among commands; with `auto` once a situation has some.
+    """
+    if kind == "free":
+        return FreeActor(sampler, prompter, stop_at_sentence)
+    if kind == "auto":
+        constrained = ConstrainedActor(sampler.model, prompter, sampler.settings.temperature)
+        return AutoActor(constrained, FreeActor(sampler, prompter, stop_at_sentence))
+    _refuse_truncation(sampler.settings)
+    actor = ConstrainedActor if kind == "constrained" else RankActor
+    return actor(sampler.model, prompter, sampler.settings.temperature)
+
+
+def _refuse_truncation(settings: SamplingSettings) -> None:
+    if settings.top_k is not None or settings.top_p is not None:
+        raise ConfigError(
+            "rollout.top_k and rollout.top_p cut the vocabulary, and here the policy chooses among the game's commands: "
+            "leave them out, or set agent.actions to free"
+        )

@@ -1,0 +1,316 @@
+"""Environments by their names: found, checked, built, and opened for a rollout to play many episodes side by side.
+
+`open_environments` is what a rollout worker calls; `Game` is one environment whose answers are checked.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from rayrlhf import plugins
+from rayrlhf.error_location import location_of
+from rayrlhf.errors import EpisodeError, UserError
+from rayrlhf.interfaces import Environment, Environments
+from rayrlhf.plugin_parameters import listing, named_parameters, parameter_faults, signature_of
+from rayrlhf.types import GameState, Split, StepResult
+
+_HANDED = ("prompts", "split")  # constructor parameters that the run fills
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentSettings:
+    """Which environment is played, and how its processes are treated."""
+
+    name: str  # a file of envs/, an entry point, module:Name, or a Gymnasium id
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # of its constructor
+    split: Split = "train"  # which of its games
+    step_timeout_s: float = 20.0  # of one step or reset of one game
+    max_retries: int = 3  # how often one step is tried again
+    processes: int = 1  # that the games are spread over
+
+
+def load_environment(name: str) -> Callable[..., Environment]:
+    """The class (of some Gymnasium ids: the function) that makes environments of this name.
+
+    Raises EpisodeError where there is none, see `plugins.load`.
+    """
+    creator: Callable[..., Environment] = plugins.load("environment", name)
+    return creator
+
+
+def has_held_out_games(name: str) -> bool:
+    """Whether the environment can be told to play games that training never shows: it takes a `split`."""
+    return "split" in _parameters(load_environment(name))
+
+
+def takes_prompts(name: str) -> bool:
+    """Whether the environment is told which texts to start from: it takes `prompts`."""
+    return "prompts" in _parameters(load_environment(name))
+
+
+def constructor_parameters(name: str) -> dict[str, inspect.Parameter]:
+    """Name -> parameter that a config may give: those of the constructor but for what the run itself fills."""
+    known = _parameters(load_environment(name))
+    return {key: parameter for key, parameter in known.items() if key not in _HANDED}
+
+
+def check_environment(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Callable[..., Environment]:
+    """What `load_environment` returns, after a check of all that its constructor would be given; builds nothing.
+
+    Raises EpisodeError for parameters that are unknown, missing or of the wrong type, for prompts that the environment
+    does not take, and for held-out games that it does not have.
+    """
+    creator = load_environment(settings.name)
+    known = _parameters(creator)
+    title = f"environment `{settings.name}`"
+    own = constructor_parameters(settings.name)
+    given = {**plugins.gymnasium_defaults(settings.name), **settings.parameters}
+    faults = parameter_faults(creator, own, given, other_keys=_config_keys)
+    if faults:
+        listed = f"Its parameters: {listing(own)}." if own else "It takes no parameters."
+        raise EpisodeError(f"{title} {' It '.join(faults)} {listed}")
+    if any(prompts) and "prompts" not in known:
+        raise EpisodeError(f"{title} starts with texts of its own and takes no prompts: leave out environment.prompts.")
+    if settings.split == "held_out" and "split" not in known:
+        raise EpisodeError(f"{title} has no held-out games: its constructor takes no `split`.")
+    return creator
+
+
+def prepare_environment(settings: EnvironmentSettings) -> None:
+    """Lets an environment make what its episodes need, its games say, before any is played.
+
+    Its class has a method `prepare(processes, **parameters)` if there is anything to make.
+    """
+    prepare = getattr(check_environment(settings), "prepare", None)
+    if prepare is not None:
+        prepare(processes=os.cpu_count() or 1, **settings.parameters)
+
+
+def make_environment(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Environment:
+    """Builds one environment; the split and `prompts`, if there are any, go to constructors that take them.
+
+    Raises EpisodeError as `check_environment` does, and for spaces that are not text; what the constructor raises is
+    let through.
+    """
+    creator = check_environment(settings, prompts)
+    known = _parameters(creator)
+    handed = {"split": settings.split, **({"prompts": tuple(prompts)} if prompts else {})}
+    arguments = {**settings.parameters, **{name: value for name, value in handed.items() if name in known}}
+    if plugins.is_gymnasium_id(settings.name):
+        environment: Any = gymnasium.make(settings.name, disable_env_checker=True, **arguments)
+    else:
+        environment = creator(**arguments)
+    for kind in ("observation_space", "action_space"):
+        space = getattr(environment, kind, None)
+        if space is not None and not isinstance(space.sample(), str):
+            raise EpisodeError(
+                f"environment `{settings.name}` has the {kind} {space}: observations and actions have to be text, "
+                "as with `rayrlhf.text_space.TextSpace()` or `gymnasium.spaces.Text`."
+            )
+    return environment
+
+
+def open_environments(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Environments:
+    """Environments for a rollout: in processes of their own, or in this one where the class says `in_process`.
+
+    An environment whose `metadata` has `"in_process": True` promises not to hang, crash or leak.
+    Raises EpisodeError as `check_environment` does.
+    """
+    creator = check_environment(settings, prompts)
+    if getattr(creator, "metadata", {}).get("in_process", False):
+        return LocalEnvironments(settings, prompts)
+    from rayrlhf.environment_pool import ProcessEnvironments  # which builds on this module
+
+    return ProcessEnvironments(settings, prompts)
+
+
+class Game:
+    """One environment, its answers checked and made `StepResult`s. What the environment raises is let through."""
+
+    def __init__(self, settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> None:
+        self._environment: Any = make_environment(settings, prompts)
+        self._counts_steps = _has_time_limit(self._environment)
+
+    def reset(self, seed: int) -> StepResult:
+        """Raises EpisodeError where the answer breaks the contract."""
+        answer = self._environment.reset(seed=seed)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise EpisodeError(f"reset() has to return (observation, info), not {_shortened(answer)}")
+        return self._result(answer[0], 0.0, False, False, answer[1])
+
+    def step(self, action: str) -> StepResult:
+        """Raises EpisodeError where the answer breaks the contract."""
+        answer = self._environment.step(action)
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            raise EpisodeError(
+                f"step() has to return (observation, reward, terminated, truncated, info), not {_shortened(answer)}"
+            )
+        return self._result(*answer)
+
+    def close(self) -> None:
+        close = getattr(self._environment, "close", None)
+        if close is not None:
+            close()
+
+    def _result(self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> StepResult:
+        if not isinstance(observation, str):
+            raise EpisodeError(f"the observation has to be a str, not {_shortened(observation)}")
+        if not isinstance(info, Mapping):
+            raise EpisodeError(f"info has to be a dict, not {_shortened(info)}")
+        state = game_state(info if not self._counts_steps else {**info, "key": ""})
+        return StepResult(
+            observation=observation,
+            reward=_number("the reward", reward),
+            terminated=_flag("terminated", terminated),
+            truncated=_flag("truncated", truncated),
+            state=state,
+        )
+
+
+class LocalEnvironments:
+    """Episodes side by side in this process: for environments that do not hang, crash or leak."""
+
+    def __init__(self, settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> None:
+        self._settings = settings
+        self._prompts = tuple(prompts)
+        self._games: list[Game] = []
+        self._seeds: tuple[int, ...] = ()
+        self._steps = 0
+        self._seconds = 0.0
+
+    def reset(self, seeds: Sequence[int]) -> list[StepResult]:
+        """See `interfaces.Environments`."""
+        start = time.perf_counter()
+        self._seeds = tuple(seeds)
+        while len(self._games) < len(seeds):
+            self._games.append(Game(self._settings, self._prompts))
+        results = [self._answer(slot, "reset") for slot in range(len(seeds))]
+        self._seconds += time.perf_counter() - start
+        return results
+
+    def step(self, actions: Mapping[int, str]) -> dict[int, StepResult]:
+        """See `interfaces.Environments`."""
+        start = time.perf_counter()
+        results = {slot: self._answer(slot, "step", action) for slot, action in actions.items()}
+        self._steps += len(actions)
+        self._seconds += time.perf_counter() - start
+        return results
+
+    def counts(self) -> Mapping[str, float]:
+        """env/steps and env/wait_seconds since the last call."""
+        counted = {"env/steps": float(self._steps), "env/wait_seconds": self._seconds}
+        self._steps, self._seconds = 0, 0.0
+        return counted
+
+    def close(self) -> None:
+        """Closes the environments; may be called twice."""
+        while self._games:
+            self._games.pop().close()
+
+    def _answer(self, slot: int, method: str, action: str = "") -> StepResult:
+        game = self._games[slot]
+        try:
+            return game.step(action) if method == "step" else game.reset(self._seeds[slot])
+        except Exception as error:
+            asked = f"{method} of seed {self._seeds[slot]}" + (f", action {action!r}" if method == "step" else "")
+            raise EpisodeError(f"environment `{self._settings.name}`, {asked}: {described_error(error)}") from error
+
+
+def described_error(error: Exception) -> str:
+    """The message alone of an error that the user can act on; of any other its type, message and place."""
+    if isinstance(error, UserError):
+        return str(error)
+    place = location_of(error)
+    return f"it raised {type(error).__name__}: {error}" + (f" (at {place})" if place else "")
+
+
+def difference(before: StepResult, now: StepResult) -> str:
+    """The first thing shown that is not the same, as `the observation 'A', and then 'B'`; empty where all is."""
+    for name in ("observation", "reward", "terminated", "truncated"):
+        if getattr(before, name) != getattr(now, name):
+            return f"the {name} {getattr(before, name)!r}, and then {getattr(now, name)!r}"
+    if before.state.commands != now.state.commands:
+        return f"the commands {before.state.commands!r}, and then {now.state.commands!r}"
+    return ""
+
+
+def game_state(info: Mapping[str, Any]) -> GameState:
+    """The keys of `info` that are fields of `GameState`; missing ones take their defaults, others mean nothing here.
+
+    Raises EpisodeError that names the key whose value is not of its type, or a command that is listed twice.
+    """
+    default = GameState()
+    commands = _texts("commands", info.get("commands", ()))
+    if len(set(commands)) < len(commands):
+        twice = next(command for command in commands if commands.count(command) > 1)
+        raise EpisodeError(f"info key `commands` lists {twice!r} twice")
+    return GameState(
+        commands=commands,
+        score=_number("info key `score`", info.get("score", default.score)),
+        max_score=_number("info key `max_score`", info.get("max_score", default.max_score)),
+        won=_flag("info key `won`", info.get("won", default.won)),
+        lost=_flag("info key `lost`", info.get("lost", default.lost)),
+        valid=_flag("info key `valid`", info.get("valid", default.valid)),
+        objective=_text("objective", info.get("objective", default.objective)),
+        solution=_texts("solution", info.get("solution", ())),
+        key=_text("key", info.get("key", default.key)),
+    )
+
+
+def _number(title: str, value: Any) -> float:
+    if not isinstance(value, Real | np.number) or isinstance(value, bool) or not math.isfinite(value):
+        raise EpisodeError(f"{title} has to be a finite number, not {_shortened(value)}")
+    return float(value)
+
+
+def _flag(title: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise EpisodeError(f"{title} has to be True or False, not {_shortened(value)}")
+    return bool(value)
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise EpisodeError(f"info key `{key}` has to be a str, not {_shortened(value)}")
+    return value
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
+        raise EpisodeError(f"info key `{key}` has to be a sequence of str, not {_shortened(value)}")
+    return tuple(value)
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _has_time_limit(environment: Any) -> bool:
+    """Whether a wrapper ends episodes by their number of steps, which the environment's own `key` cannot know of."""
+    while isinstance(environment, gymnasium.Wrapper):
+        if isinstance(environment, gymnasium.wrappers.TimeLimit):
+            return True
+        environment = environment.env
+    return False
+
+
+def _parameters(creator: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return named_parameters(signature_of(creator).parameters.values())
+
+
+def _config_keys() -> list[str]:
+    """Keys of a config's section `environment` that are no parameters: what a mistyped one may have meant."""
+    from rayrlhf.config import EnvironmentConfig  # not needed, and slow to import, where nothing is wrong
+
+    return list(EnvironmentConfig.model_fields)

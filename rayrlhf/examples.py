@@ -1,0 +1,131 @@
+"""Example turns: now and then a turn is played for the policy, to show it a good move (SPEC TW-8).
+
+An example stands in the policy's memory and counts in the episode's rewards; its own tokens are never trained on.
+Whether a turn is one, and which command it is, follows from the turn's seed alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rayrlhf.config import ExampleTurnsConfig
+from rayrlhf.errors import ConfigError, EpisodeError
+from rayrlhf.types import Situation
+
+STREAM = 8  # sets these random numbers apart from those that the sampler draws with the same seed
+
+Choice = Callable[[Situation, int, np.random.Generator], str | None]
+"""Picks the command of an example turn of that number; None where none is known for this state."""
+
+
+def make_examples(config: ExampleTurnsConfig | None) -> Callable[[Situation, int], str | None] | None:
+    """`ExampleTurns.choose` as the config says; None without example turns.
+
+    Raises:
+        ConfigError: the mode's transcript is missing, unreadable, or given to a mode that has no use for it.
+    """
+    if config is None:
+        return None
+    if config.mode == "human":
+        if config.transcript is None:
+            raise ConfigError("agent.examples.mode human needs agent.examples.transcript, a file of `rayrlhf play`")
+        return ExampleTurns(config.probability, HumanChoice(read_transcript(Path(config.transcript)))).choose
+    if config.transcript is not None:
+        raise ConfigError(f"agent.examples.transcript is of mode human, not of {config.mode}: leave it out")
+    return ExampleTurns(config.probability, valid_choice if config.mode == "valid" else correct_choice).choose
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleTurns:
+    """Decides turn by turn whether an example is played and which."""
+
+    probability: float
+    choice: Choice
+
+    def choose(self, situation: Situation, turn_number: int) -> str | None:
+        """The command to play in this turn; None where the policy plays itself, or where no example is known.
+
+        Raises:
+            EpisodeError: the environment does not say what the choice needs. An episode's first turn shows it always.
+        """
+        random = np.random.default_rng([STREAM, situation.seed, turn_number])
+        due = random.random() < self.probability
+        if not due and turn_number > 0:
+            return None
+        command = self.choice(situation, turn_number, random)
+        return command if due else None
+
+
+def valid_choice(situation: Situation, turn_number: int, random: np.random.Generator) -> str:
+    """A uniformly random admissible command. Raises EpisodeError where the environment names none."""
+    commands = situation.state.commands
+    if not commands:
+        raise EpisodeError("agent.examples.mode valid: the environment does not name its commands (`commands` of info)")
+    return commands[int(random.integers(len(commands)))]
+
+
+def correct_choice(situation: Situation, turn_number: int, random: np.random.Generator) -> str | None:
+    """The next command of the known solution; None in a state from which none is known.
+
+    Raises EpisodeError where a game starts without a solution.
+    """
+    solution = situation.state.solution
+    if not solution and turn_number == 0:
+        raise EpisodeError(
+            "agent.examples.mode correct: the environment gives no solution of this game (`solution` of info; "
+            "textworld: environment.solutions=true)"
+        )
+    return solution[0] if solution else None
+
+
+@dataclass(frozen=True, slots=True)
+class HumanChoice:
+    """One of the commands that people gave in the same state, each as likely as they gave it often."""
+
+    actions: Mapping[str, Sequence[str]]  # key of a state -> actions of people in it
+
+    def __call__(self, situation: Situation, turn_number: int, random: np.random.Generator) -> str | None:
+        """None in a state that nobody was in. Raises EpisodeError where states have no keys to know them by."""
+        key = situation.state.key
+        if not key:
+            raise EpisodeError(
+                "agent.examples.mode human: the environment does not name its states (`key` of info), so it cannot be "
+                "said what people did in the same one"
+            )
+        known = self.actions.get(key, ())
+        return known[int(random.integers(len(known)))] if known else None
+
+
+def read_transcript(file: Path) -> dict[str, list[str]]:
+    """What people did in each state: key of the state -> their actions, in the order of the file.
+
+    A transcript is JSONL, one object a turn, with the strings `game_key` (GameState.key) and `action`.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, or has a line that is no such object; names the line.
+    """
+    try:
+        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"agent.examples.transcript {file}: cannot be read: {error}") from error
+    actions: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            turn = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"agent.examples.transcript {file}:{number}: not JSON: {error.msg}") from error
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("game_key", "action")):
+            raise ConfigError(
+                f"agent.examples.transcript {file}:{number}: expected an object with the texts game_key and action"
+            )
+        actions.setdefault(turn["game_key"], []).append(turn["action"])
+    if not actions:
+        raise ConfigError(f"agent.examples.transcript {file}: there is no turn in it")
+    return actions

@@ -1,0 +1,200 @@
+"""`rayrlhf play`: a person, a policy, or both at a text game in the terminal. Ray is not started."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from rayrlhf.agent_text import make_prompter
+from rayrlhf.code_points import CodePointPrompter, from_code_points
+from rayrlhf.config import ModelConfig
+from rayrlhf.environments import EnvironmentSettings, open_environments
+from rayrlhf.errors import UserError
+from rayrlhf.game_lookup import GameLookup
+from rayrlhf.interfaces import Prompter
+from rayrlhf.play_decisions import Player
+from rayrlhf.play_outputs import Exports, TranscriptFile, check_new
+from rayrlhf.play_policy import PlayPolicy
+from rayrlhf.play_replay import first_difference
+from rayrlhf.play_session import PlaySession
+from rayrlhf.play_setting import Setting, find_setting
+from rayrlhf.play_terminal import Person, Screen, Watcher, keyboard
+from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer, resolve_model
+from rayrlhf.transcripts import Header, PlayedTurn, read_transcript
+from rayrlhf.types import IntArray
+from rayrlhf.value import load_value
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class PlayOptions:
+    """What the command line says."""
+
+    source: str | None  # a run's folder, a model folder or its name
+    game: Path | None
+    human: bool
+    watch: bool
+    delay_s: float
+    seed: int
+    held_out: bool
+    temperature: float | None  # None: the run's
+    greedy: bool
+    save: Path | None
+    exports: Exports
+
+    def check(self) -> None:
+        """Raises UserError for what does not go together, and for files that are there already."""
+        if self.source is None and not self.human:
+            raise UserError("play with whom? Give a run's folder or a model, or --human to play alone")
+        if self.watch and self.human:
+            raise UserError("--watch lets the policy play and --human plays without one: give one of them")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise UserError(f"--temperature must be a number above 0, not {self.temperature:g}")
+        if self.save is not None:
+            check_new(self.save)
+        self.exports.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a player needs of the model: how the game is read, and the policy, unless a person plays alone."""
+
+    prompter: Prompter
+    text_of: Callable[[IntArray], str]  # ids as the text that makes them
+    vocabulary: str  # fingerprint of what the ids mean
+    policy: PlayPolicy | None
+
+
+def play(options: PlayOptions) -> None:
+    """Plays until the player leaves, Ctrl-C included, and writes the files that were asked for. Raises UserError."""
+    options.check()
+    setting = find_setting(options.source, options.game, "held_out" if options.held_out else "train")
+    if options.temperature is not None:
+        setting = replace(setting, sampling=replace(setting.sampling, temperature=options.temperature))
+    seat = take_seat(setting, with_policy=not options.human)
+    transcript = TranscriptFile(header_of(setting, seat, options.seed), options.save)
+    console = plain_console()
+    screen = Screen(console, setting.title)
+    player: Player
+    if options.watch:
+        player = Watcher(screen, options.delay_s)
+    else:
+        player = Person(screen, keyboard(), GameLookup(setting.environment), transcript.save)
+    record = play_session(setting, seat, player, transcript.keep_up, options.seed, options.greedy)
+    if options.save is not None and record:
+        console.print(f"transcript in {options.save}")
+    for line in options.exports.write(record):
+        console.print(line)
+
+
+def play_again(file: Path, exports: Exports) -> bool:
+    """Plays a transcript again and prints whether it leads to the same states; returns that. Raises UserError."""
+    exports.check()
+    transcript = read_transcript(file)
+    header, console = transcript.header, plain_console()
+    settings = EnvironmentSettings(header.environment, header.parameters, header.split)
+    with contextlib.closing(open_environments(settings)) as environments:
+        difference = first_difference(transcript, environments)
+    undone = sum(turn.undone for turn in transcript.turns)
+    told = f"{len(transcript.turns) - undone} moves, and {undone} that were undone"
+    console.print(f"{file}: {difference or f'leads to the same states: {told}'}")
+    for line in exports.write(transcript.turns):
+        console.print(line)
+    return difference is None
+
+
+def play_session(
+    setting: Setting,
+    seat: Seat,
+    player: Player,
+    on_change: Callable[[Sequence[PlayedTurn]], None],
+    seed: int,
+    greedy: bool,
+) -> Sequence[PlayedTurn]:
+    """Plays in the setting until the player leaves; returns the record."""
+    with contextlib.closing(open_environments(setting.environment)) as environments:
+        session = PlaySession(
+            environments=environments,
+            prompter=seat.prompter,
+            text_of=seat.text_of,
+            policy=seat.policy,
+            player=player,
+            on_change=on_change,
+            max_turns=setting.max_turns,
+            split=setting.environment.split,
+            greedy=greedy,
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            session.play(seed)
+        return session.record
+
+
+def take_seat(setting: Setting, with_policy: bool) -> Seat:
+    """Loads what the setting's model is needed for. Raises UserError where it cannot be used."""
+    model = setting.model
+    if model is None:
+        return Seat(CodePointPrompter(), from_code_points, "code points", None)
+    tokenizer = load_tokenizer(model)
+    context, sampling = context_length(model), setting.sampling
+    prompter = make_prompter(setting.agent, tokenizer, (), context, sampling.max_new_tokens)
+    policy = None
+    if with_policy:
+        network = load_policy(model)
+        check_vocabulary(model, network, tokenizer)
+        folder = value_folder(model)
+        value = load_value(folder, network) if folder.is_dir() else None
+        policy = PlayPolicy(network, int(tokenizer.eos_token_id), prompter, setting.agent, sampling, value)
+    return Seat(prompter, text_maker(tokenizer), fingerprint(tokenizer), policy)
+
+
+def value_folder(model: ModelConfig) -> Path:
+    """Where a checkpoint has its value network: beside the policy."""
+    return Path(resolve_model(model.path)).parent / "value"
+
+
+def text_maker(tokenizer: PreTrainedTokenizerBase) -> Callable[[IntArray], str]:
+    """Ids as text with special tokens, but without an EOS at the end and the BOS that the tokenizer adds by itself."""
+    adds_bos = list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]
+
+    def text_of(ids: IntArray) -> str:
+        kept = ids.tolist()
+        if kept and kept[-1] == tokenizer.eos_token_id:
+            kept = kept[:-1]
+        if adds_bos and kept[:1] == [tokenizer.bos_token_id]:
+            kept = kept[1:]
+        return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    return text_of
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of the vocabulary: equal ones give ids the same meaning."""
+    entries = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    return hashlib.sha256(entries).hexdigest()[:16]
+
+
+def header_of(setting: Setting, seat: Seat, seed: int) -> Header:
+    return Header(
+        model=None if setting.model is None else setting.model.path,
+        tokenizer=seat.vocabulary,
+        environment=setting.environment.name,
+        parameters=dict(setting.environment.parameters),
+        split=setting.environment.split,
+        max_turns=setting.max_turns,
+        seed=seed,
+        agent=setting.agent.model_dump(),
+    )
+
+
+def plain_console() -> Console:
+    """A console that takes text as it is."""
+    return Console(highlight=False, markup=False, emoji=False)

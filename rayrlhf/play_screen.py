@@ -1,0 +1,110 @@
+"""How `rayrlhf play` looks, as rich renderables: the state, the commands with the policy's bars, the end of a game.
+
+A game's text is a stranger's: control characters in it are shown, never sent to the terminal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from rayrlhf.play_decisions import View
+from rayrlhf.prompt_formats import written
+from rayrlhf.transcripts import PlayedTurn
+
+BAR = 24  # characters of a probability of 1
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for control characters, other than ends of lines, and for lone surrogates."""
+    return _CONTROL.sub("\ufffd", written(text)).replace("\t", " ")
+
+
+def numbered(view: View) -> list[str]:
+    """The commands in the order of their numbers: the likeliest first; without a policy in the game's own."""
+    commands = view.now.state.commands
+    if view.advice is None:
+        return list(commands)
+    order = np.argsort(-view.advice.probabilities, kind="stable")
+    return [commands[i] for i in order]
+
+
+def state_screen(title: str, view: View, bar: str) -> RenderableType:
+    """A game's state: what it says, and the commands. `bar`: the character that bars are made of."""
+    parts: list[RenderableType] = [_status(title, view, bar), _said(view.now.observation)]
+    if view.over:
+        parts.append(_end(view))
+    elif view.now.state.commands:
+        parts.append(_commands(view, bar))
+    if view.advice is not None and view.advice.value is not None:
+        parts.append(Text(f"value {view.advice.value:.2f}", style="magenta"))
+    return Group(*parts)
+
+
+def move_line(turn: PlayedTurn) -> Text:
+    """`> go east  (policy, 0.87)`: who has moved, with the policy's probability, and the reward if there was one."""
+    told = "you" if turn.who == "human" else "policy"
+    if turn.probability is not None:
+        told += f", {turn.probability:.2f}"
+    line = Text(f"> {printable(turn.action)}", style="bold green" if turn.who == "human" else "bold cyan")
+    line.append(f"  ({told})", style="dim")
+    if turn.reward:
+        line.append(f"  reward {turn.reward:+g}", style="yellow")
+    return line
+
+
+def _status(title: str, view: View, bar: str) -> RenderableType:
+    state = view.now.state
+    of_most = f"/{state.max_score:g}" if state.max_score else ""
+    facts = [title, f"seed {view.seed}", f"moves {len(view.moves)}", f"score {state.score:g}{of_most}"]
+    if view.temperature is not None:
+        facts.append("greedy" if view.greedy else f"temperature {view.temperature:g}")
+    return Rule(Text(" · ".join(facts), style="bold"), characters="─" if bar == "█" else "-", style="dim", align="left")
+
+
+def _said(observation: str) -> Text:
+    text = printable(observation)
+    return Text(text) if text.strip() else Text("(the game says nothing)", style="dim")
+
+
+def _end(view: View) -> Text:
+    state, moves = view.now.state, f"{len(view.moves)} move{'s' if len(view.moves) != 1 else ''}"
+    if state.won:
+        return Text(f"Won in {moves}.", style="bold green")
+    if state.lost:
+        return Text(f"Lost after {moves}.", style="bold red")
+    if view.now.terminated:
+        return Text(f"The end, after {moves}.", style="bold")
+    return Text(f"Cut off: {moves} is the limit.", style="bold yellow")
+
+
+def _commands(view: View, bar: str) -> RenderableType:
+    commands = numbered(view)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    if view.advice is None:
+        for number, command in enumerate(commands, start=1):
+            table.add_row(str(number), Text(printable(command)))
+        return table
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, style="cyan")
+    probabilities = sorted(view.advice.probabilities.tolist(), reverse=True)
+    for number, (command, probability) in enumerate(zip(commands, probabilities), start=1):
+        name = Text(printable(command), style="bold" if number == 1 else "")
+        table.add_row(str(number), name, f"{probability:.3f}", bar * round(BAR * probability))
+    return table
+
+
+def solution_line(commands: Sequence[str]) -> Text:
+    """A hint: the next command of a solution, and how many follow."""
+    line = Text("hint: ", style="dim").append(printable(commands[0]), style="bold yellow")
+    after = len(commands) - 1
+    return line.append(f", then {after} more" if after else ", and it is won", style="dim")

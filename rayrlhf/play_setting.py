@@ -1,0 +1,96 @@
+"""What `rayrlhf play` plays: a run's environment with its latest checkpoint, or a game file with a model or without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rayrlhf.checkpoint import newest_model
+from rayrlhf.config import AgentConfig, ModelConfig
+from rayrlhf.environments import EnvironmentSettings, check_environment, takes_prompts
+from rayrlhf.errors import UserError
+from rayrlhf.run_folder import RunFolder
+from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.types import Split
+
+MAX_TURNS = 1000  # of a game file that no run limits
+MAX_NEW_TOKENS = 64  # of a model that no run limits, where it writes freely
+_OF_ANY_GAME = ("parts", "prune")  # parameters of a run's TextWorld that hold for other games too
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Which game, and which model plays it how."""
+
+    title: str
+    environment: EnvironmentSettings
+    max_turns: int
+    model: ModelConfig | None  # None: a person plays without any
+    agent: AgentConfig
+    sampling: SamplingSettings
+
+
+def find_setting(source: str | None, game: Path | None, split: Split) -> Setting:
+    """The setting of a run's folder, or of a model's name or none together with a game file.
+
+    Raises:
+        UserError: there is nothing to play, or what there is, is no game.
+        CheckpointError: the run has no checkpoint.
+    """
+    folder = None if source is None else Path(source)
+    if folder is not None and ((folder / "config.yaml").is_file() or (folder / "checkpoints").is_dir()):
+        setting = of_run(folder, split)
+    elif game is None:
+        raise UserError(f"play {source or '--human'}: this is no run's folder, so name what to play: --game FILE.z8")
+    else:
+        model = None if source is None else ModelConfig(path=source)
+        textworld = EnvironmentSettings("textworld", split=split)
+        setting = Setting("", textworld, MAX_TURNS, model, AgentConfig(), SamplingSettings(MAX_NEW_TOKENS))
+    if game is not None:
+        setting = replace(setting, title=game.name, environment=with_game(setting.environment, game))
+    if takes_prompts(setting.environment.name):
+        raise UserError(
+            f"play {source}: the run's environment {setting.environment.name} is no game but single prompts: "
+            f"use `rayrlhf generate {source}`, or name a game with --game FILE.z8"
+        )
+    check_environment(setting.environment)
+    return setting
+
+
+def of_run(folder: Path, split: Split) -> Setting:
+    """The run's own game, with its latest checkpoint and its way of seeing and acting."""
+    config = RunFolder.open(folder).read_config()
+    environment, rollout = config.environment, config.rollout
+    model = ModelConfig(
+        path=str(newest_model(folder / "checkpoints")), trust_remote_code=config.model.trust_remote_code
+    )
+    return Setting(
+        title=_title(environment.name, environment.parameters),
+        environment=EnvironmentSettings(
+            name=environment.name,
+            parameters=environment.parameters,
+            split=split,
+            step_timeout_s=environment.step_timeout_s,
+            max_retries=environment.max_retries,
+        ),
+        max_turns=environment.max_turns,
+        model=model,
+        agent=config.agent,
+        sampling=SamplingSettings(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p),
+    )
+
+
+def _title(name: str, parameters: Mapping[str, Any]) -> str:
+    """The environment with what kind of game it has, where it says that: `textworld coin_collector level 5`."""
+    words = [str(parameters[key]) for key in ("kind",) if key in parameters]
+    words += [f"{key} {parameters[key]}" for key in ("level",) if key in parameters]
+    return " ".join([name, *words])
+
+
+def with_game(environment: EnvironmentSettings, game: Path) -> EnvironmentSettings:
+    """TextWorld with this game file, shown as the environment shows its own where that is TextWorld too."""
+    kept = {key: value for key, value in environment.parameters.items() if key in _OF_ANY_GAME}
+    parameters = {**kept, "files": str(game.expanduser().absolute())}
+    return replace(environment, name="textworld", parameters=parameters)

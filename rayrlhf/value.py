@@ -1,0 +1,233 @@
+"""Value networks: a scalar head on a backbone's hidden states, in training, and read again without DeepSpeed.
+
+Of a network of its own a value folder holds all (`value.json`, `value.safetensors`); of a head on the policy's trunk it
+holds the head, and the policy's model folder is the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from rayrlhf.config import ModelConfig, SeparateValueConfig, ValueConfig
+from rayrlhf.errors import CheckpointError, ModelError
+from rayrlhf.micro_batches import collate_queries, plan_micro_batches
+from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
+from rayrlhf.policy import resolve_model
+from rayrlhf.types import FloatArray, ValueQuery
+
+DESCRIPTION, TENSORS = "value.json", "value.safetensors"
+HEAD_SEED = 0  # of the inner layer of an MLP head: the output layer starts at 0, so that V does
+HeadKind = Literal["linear", "mlp"]
+
+
+class ValueHead(nn.Module):
+    """Hidden states [..., H] -> values [...]: linear, or linear (2H), ReLU, linear (SPEC TW-17). It starts at V = 0."""
+
+    def __init__(self, hidden_size: int, kind: HeadKind):
+        super().__init__()
+        self.kind = kind
+        width = hidden_size if kind == "linear" else 2 * hidden_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(HEAD_SEED)
+            inner = [] if kind == "linear" else [nn.Linear(hidden_size, width), nn.ReLU()]
+            self.layers = nn.Sequential(*inner, nn.Linear(width, 1))
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    @property
+    def output(self) -> nn.Linear:
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.layers(hidden.to(self.output.weight.dtype)).squeeze(-1)
+
+
+class ValueNetwork(nn.Module):
+    """A backbone that gives hidden states, and a head on them."""
+
+    def __init__(self, backbone: nn.Module, head: ValueHead):
+        super().__init__()
+        count_pad_embedding(backbone)
+        self.backbone = backbone
+        self.head = head
+
+    @property
+    def limits(self) -> Limits:
+        return limits_of(self.backbone)
+
+    def forward(self, input_ids: Tensor, columns: Tensor) -> Tensor:
+        """V of the prefixes that end with each of the columns [D]: input_ids [B, L] -> [B, D]."""
+        hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self.head(hidden[:, columns])
+
+
+def count_pad_embedding(module: nn.Module) -> None:
+    """An embedding gives its padding id no gradient. Here masks say what padding is, and where the pad id is also the
+    EOS or BOS id it stands in real text (SPEC X-2)."""
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            part.padding_idx = None
+
+
+def hidden_size(model: nn.Module) -> int:
+    return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+
+
+def limits_of(model: nn.Module) -> Limits:
+    """What a transformers model takes."""
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    return Limits(rows, getattr(model.config, "max_position_embeddings", None))
+
+
+def build_value_network(config: SeparateValueConfig, policy: ModelConfig) -> ValueNetwork:
+    """The value network that a run starts from, whole and in evaluation mode (no dropout).
+
+    `config.init` names its backbone, or a reward model: a sequence classifier with one label, whose score is then the
+    head. Null is the policy's own start.
+
+    Raises:
+        ModelError: it does not load, lacks weights, is not causal, or its head is not the one that `config` asks for.
+    """
+    source = policy if config.init is None else policy.model_copy(update={"path": config.init})
+    described = _load(AutoConfig, source)
+    if any(name.endswith("ForSequenceClassification") for name in described.architectures or ()):
+        network = _from_reward_model(source, config.head)
+    else:
+        backbone = _load_model(AutoModel, source)
+        network = ValueNetwork(backbone, ValueHead(hidden_size(backbone), config.head))
+    _check_causal(network.eval(), source.path)
+    return network
+
+
+def _from_reward_model(source: ModelConfig, kind: HeadKind) -> ValueNetwork:
+    model = _load_model(AutoModelForSequenceClassification, source)
+    score = getattr(model, "score", None)
+    if model.num_labels != 1 or not isinstance(score, nn.Linear):
+        raise ModelError(
+            f"model {source.path} classifies into {model.num_labels} labels: a value network starts from a reward model "
+            "with one label and a linear `score`, or from a language model"
+        )
+    if kind != "linear":
+        raise ModelError(f"model {source.path} is a reward model with a linear head: set algorithm.value.head: linear")
+    head = ValueHead(score.in_features, kind)
+    with torch.no_grad():
+        head.output.weight.copy_(score.weight)
+        if score.bias is not None:
+            head.output.bias.copy_(score.bias)
+    return ValueNetwork(model.base_model, head)
+
+
+def _load_model(factory: Any, source: ModelConfig) -> Any:
+    model, report = _load(factory, source, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"model {source.path} lacks weights and would start at random: {', '.join(missing[:5])}")
+    return model
+
+
+def _load(factory: Any, source: ModelConfig, **options: Any) -> Any:
+    path = resolve_model(source.path)
+    try:
+        return factory.from_pretrained(path, trust_remote_code=source.trust_remote_code, **options)
+    except Exception as error:
+        raise ModelError(f"model {source.path} does not load as a value network: {error}") from error
+
+
+@torch.no_grad()
+def _check_causal(network: ValueNetwork, path: str) -> None:
+    """A backbone that looks ahead would know what the policy is about to do, and see the padding."""
+    one, other = (
+        network.backbone(input_ids=torch.tensor([[0, token]]), use_cache=False).last_hidden_state[0, 0]
+        for token in (0, 1)
+    )
+    if not torch.equal(one, other):
+        raise ModelError(
+            f"model {path}: its tokens see those after them; a value network needs a causal language model"
+        )
+
+
+def compute_values(
+    forward: Callable[[Tensor, Tensor], Tensor],
+    tokens: PackedTokens,
+    batches: Iterable[Sequence[int]],
+    device: torch.device,
+) -> Tensor:
+    """The queries of `batches`, a micro-batch each, through a network: [values of all queries], 0 where not asked."""
+    values = torch.zeros(int(tokens.scored_offsets[-1]), device=device)
+    with torch.no_grad():
+        for indices in batches:
+            batch = collate_queries(tokens, indices).to(device)
+            values[batch.numbers] = forward(batch.input_ids, batch.columns)[batch.rows, batch.places].float()
+    return values
+
+
+def split_values(values: Tensor, tokens: PackedTokens) -> list[FloatArray]:
+    """[values of all queries] -> [S] each."""
+    return np.split(values.cpu().numpy(), tokens.scored_offsets[1:-1])
+
+
+def query_values(
+    network: ValueNetwork, queries: Sequence[ValueQuery], tokens_per_batch: int = 8192
+) -> list[FloatArray]:
+    """The values that `queries` ask for, [S] each, of a network outside of training.
+
+    Raises:
+        LearnerError: names the first malformed query.
+    """
+    if not queries:
+        return []
+    tokens = pack_tokens(queries, "value query", network.limits)
+    plan = plan_micro_batches(tokens.lengths.tolist(), 1, tokens_per_batch)
+    device = network.head.output.weight.device
+    return split_values(compute_values(network, tokens, plan.ranks[0], device), tokens)
+
+
+def write_value(folder: Path, config: ValueConfig, trunk: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a value folder. `tensors` are the head's alone where `config` is of a head on the policy's trunk."""
+    description: dict[str, Any] = {"kind": config.kind, "head": config.head, "hidden_size": hidden_size(trunk)}
+    if config.kind == "separate":
+        description["backbone"] = json.loads(trunk.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
+    else:
+        description["trunk"] = "the policy: load its model folder and hand it to rayrlhf.value.load_value"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), folder / TENSORS)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu") -> ValueNetwork:
+    """Reads a value folder into a network in evaluation mode; `policy` is the trunk where the folder holds a head alone.
+
+    Raises:
+        CheckpointError: the folder holds no value network that can be read, or `policy` is missing or does not fit.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        tensors = load_file(folder / TENSORS)
+        head = ValueHead(description["hidden_size"], description["head"])
+        if description["kind"] == "head":
+            if policy is None:
+                raise CheckpointError(f"{folder} holds a head on the policy's trunk: load the policy too")
+            network = ValueNetwork(policy.base_model, head)  # type: ignore[arg-type]
+            head.load_state_dict(tensors)
+        else:
+            network = ValueNetwork(AutoModel.from_config(AutoConfig.for_model(**description["backbone"])), head)
+            found = network.load_state_dict(tensors, strict=False)  # buffers and tied names are not among the tensors
+            unfit = {*found.unexpected_keys, *(dict(network.named_parameters()).keys() & found.missing_keys)}
+            if unfit:
+                raise ValueError(f"its tensors do not fit its backbone: {', '.join(sorted(unfit)[:5])}")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no value network that can be read: {error}") from error
+    return network.to(device).eval()

@@ -1,0 +1,172 @@
+"""A word game with a memory, and the ways it can go wrong; tests load it as `tests.faulty_games:Name`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+from rayrlhf.errors import EpisodeError
+
+ROOMS = 7
+
+
+class Corridor:
+    """A row of rooms, the coin in the last: `east` and `west` move, anything else is written on the wall.
+
+    Where the walk starts follows from the seed. The wall is part of the state, so that a replay has to be complete.
+    """
+
+    def __init__(self, keyed: bool = True) -> None:
+        self.keyed = keyed
+        self.over = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.seed = seed or 0
+        self.steps = 0
+        self.room = self.seed % (ROOMS - 1)
+        self.wall = ""
+        self.over = False
+        return self.text(), self.info()
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.over:
+            raise EpisodeError("the game is over")
+        self.steps += 1
+        move = {"east": 1, "west": -1}.get(action)
+        if move is None:
+            self.wall += action
+        else:
+            self.room = max(0, self.room + move)
+        self.over = self.room == ROOMS - 1
+        return self.text(), float(self.over), self.over, False, self.info(valid=move is not None)
+
+    def text(self) -> str:
+        return f"Room {self.room}. On the wall: {self.wall!r}"
+
+    def info(self, valid: bool = True) -> dict[str, Any]:
+        won = self.room == ROOMS - 1
+        key = f"{self.room} {crc32(self.wall.encode('utf-8', 'surrogatepass'))}" if self.keyed else ""
+        return {
+            "commands": ["east", "west"],
+            "score": float(won),
+            "max_score": 1,
+            "won": won,
+            "valid": valid,
+            "key": key,
+        }
+
+
+class Faulty(Corridor):
+    """Fails in about one of `one_in` resets and steps, each once: a file in `folder` says that it has happened.
+
+    Which ones, and how, follows from the seed and the number of the step; `kinds` are exit, hang, raise.
+    """
+
+    def __init__(self, folder: str, kinds: list[str], one_in: int = 20, keyed: bool = False) -> None:
+        super().__init__(keyed)
+        self.folder = folder
+        self.kinds = kinds
+        self.one_in = one_in
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.fail(seed or 0, 0)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.fail(self.seed, self.steps + 1)
+        return super().step(action)
+
+    def fail(self, seed: int, step: int) -> None:
+        number = crc32(f"{seed}/{step}".encode())
+        if number % self.one_in:
+            return
+        kind = self.kinds[number // self.one_in % len(self.kinds)]
+        try:
+            Path(self.folder, f"{seed}-{step}.{kind}").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        print("the game says goodbye", flush=True)
+        fail_by(kind)
+
+
+class AlwaysFails(Corridor):
+    """Its second step fails at every try."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.steps == 1:
+            fail_by(self.kind)
+        return super().step(action)
+
+
+def fail_by(kind: str) -> None:
+    if kind == "exit":
+        os._exit(3)
+    if kind == "hang":
+        time.sleep(3600)
+    raise RuntimeError("the dragon ate the game")
+
+
+class Forgetful(Corridor):
+    """Not deterministic: says how often any of its process was reset."""
+
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        Forgetful.resets += 1
+        return super().reset(seed=seed, options=options)
+
+    def text(self) -> str:
+        return f"{super().text()} ({Forgetful.resets})"
+
+
+class WrongKey(Corridor):
+    """Its key leaves out the wall, which the observation shows."""
+
+    def info(self, valid: bool = True) -> dict[str, Any]:
+        return {**super().info(valid), "key": f"{self.room}"}
+
+
+class Truncates(Corridor):
+    """Ends by itself after three steps, which its key does not tell."""
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, self.steps == 3, info
+
+
+class Writes(Corridor):
+    """Writes a file of a fixed name beside it, as TextWorld's `save` does, and shows the folder's."""
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        Path("saved.qzl").write_text(action)
+        _, *rest, info = super().step(action)
+        return os.getcwd(), *rest, info  # type: ignore[return-value]
+
+
+class Says(Corridor):
+    """Answers one step with what breaks the contract."""
+
+    def __init__(self, what: Literal["bytes", "nan", "int flag", "four", "commands", "won", "twice", "key"]) -> None:
+        super().__init__()
+        self.what = what
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        answers: dict[str, Any] = {
+            "bytes": (observation.encode(), reward, terminated, truncated, info),
+            "nan": (observation, float("nan"), terminated, truncated, info),
+            "int flag": (observation, reward, 0, truncated, info),
+            "four": (observation, reward, terminated, info),
+            "commands": (observation, reward, terminated, truncated, {**info, "commands": "east"}),
+            "won": (observation, reward, terminated, truncated, {**info, "won": 1}),
+            "twice": (observation, reward, terminated, truncated, {**info, "commands": ["east", "west", "east"]}),
+            "key": (observation, reward, terminated, truncated, {**info, "key": 3}),
+        }
+        return answers[self.what]  # type: ignore[no-any-return]
