@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -107,7 +108,9 @@ class TextWorld(gymnasium.Env[str, str]):
         self.action_space = TextSpace()
         self._interpreter: Interpreter | None = None
         self._next = 0  # episode that reset() without a seed starts
-        self._shown: Shown | None = None  # None: no episode is under way
+        self._shown: Shown | None = None  # what the game showed last; None: no episode is under way
+        self._game = Path()
+        self._steps = 0
         self._found: dict[int, Path] = {}  # number of a game -> its file, once it was looked at
 
     @classmethod
@@ -184,7 +187,7 @@ class TextWorld(gymnasium.Env[str, str]):
     def _observation(self, shown: Shown) -> str:
         state = shown.state
         texts = {
-            "feedback": shown.feedback.replace(state.objective, "") if state.objective else shown.feedback,
+            "feedback": game_text.without(state.objective, shown.feedback),
             "description": shown.description,
             "inventory": shown.inventory,
             "objective": state.objective,
@@ -209,8 +212,10 @@ def _game_files(files: str | Sequence[str]) -> list[Path]:
         if not path.exists():
             raise EpisodeError(f"textworld: files names {given}, which is not there")
         inside = sorted(path.rglob("*.z[1-8]")) if path.is_dir() else [path]
-        if not inside or inside[0].suffix not in {f".z{version}" for version in range(1, 9)}:
-            raise EpisodeError(f"textworld: files names {given}, which is no game file of the Z-machine (.z1 to .z8)")
+        if not inside or re.fullmatch(r"\.z[1-8]", inside[0].suffix) is None:
+            raise EpisodeError(
+                f"textworld: files names {given}, where there is no game file of the Z-machine (.z1 to .z8)"
+            )
         found += inside
     if not found:
         raise EpisodeError("textworld: files is empty; name a game file or a folder of them")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersS
 from rayrlhf.types import Action, FloatArray, Generation, IntArray, Situation
 
 ActionKind = Literal["auto", "free", "constrained", "rank"]
+Place = tuple[int, Branch, IntArray]  # a row of the prefix cache, a branch, and the tokens from the one to the other
 
 
 class PolicyActor(Actor, Protocol):
@@ -46,10 +48,14 @@ class Choosing:
     logprobs: list[FloatArray] = field(default_factory=list)  # [C] of each choice so far
 
     @property
-    def suffix(self) -> IntArray:
-        """What follows the row."""
+    def branch(self) -> Branch:
+        """Where it stands, as long as there is something to choose."""
         assert isinstance(self.at, Branch)
-        return self.at.path[len(self.trie.opening) :]
+        return self.at
+
+    @property
+    def place(self) -> Place:
+        return self.row, self.branch, self.branch.path[len(self.trie.opening) :]
 
 
 class ConstrainedActor:
@@ -85,44 +91,42 @@ class ConstrainedActor:
         """Exact log-probabilities of all commands of each situation, [len(commands)] nats in their order."""
         tries = [self._tries.of(situation.state.commands) for situation in situations]
         rows, opened = self._open(situations, tries)
-        places = dict.fromkeys(
-            (int(row), branch, len(trie.opening)) for row, trie in zip(rows, tries) for branch in trie.branches
-        )
-        logprobs = self._logprobs([(row, branch, branch.path[skip:]) for row, branch, skip in places], opened)
-        of = {(row, branch): values for (row, branch, _), values in zip(places, logprobs)}
+        skips = {(row, b): len(trie.opening) for row, trie in zip(rows.tolist(), tries) for b in trie.branches}
+        places = [(row, branch, branch.path[skip:]) for (row, branch), skip in skips.items()]
+        at = dict(zip(skips, self._logprobs(places, opened))) if places else {}
         return [
             np.array(
-                [sum(of[row, b][child] for b, child in trie.path(i).choices) for i in range(len(trie.commands))],
+                [sum(at[row, b][child] for b, child in trie.path(i).choices) for i in range(len(trie.commands))],
                 np.float32,
             )
             for row, trie in zip(rows.tolist(), tries)
         ]
 
-    def _open(self, situations: Sequence[Situation], tries: Sequence[CommandTrie]) -> tuple[IntArray, Tensor | None]:
-        """Cache rows [B] of the prompts with the trie's opening, and their logits; none where nobody has a choice."""
+    def _open(self, situations: Sequence[Situation], tries: Sequence[CommandTrie]) -> tuple[IntArray, Tensor]:
+        """Cache rows [B] of the prompts with the trie's opening, and the rows' logits [R, V]; R = 0 where nobody has a
+        choice."""
         if not any(trie.branches for trie in tries):
-            return np.zeros(len(tries), np.int64), None
+            return np.zeros(len(tries), np.int64), torch.zeros(0, 0)
         return self._cache.extend(
             [situation.episode for situation in situations],
             [np.concatenate([s.prompt_ids, trie.opening]) for s, trie in zip(situations, tries)],
         )
 
-    def _choose(self, due: Sequence[Choosing], opened: Tensor | None) -> None:
+    def _choose(self, due: Sequence[Choosing], opened: Tensor) -> None:
         """Takes each one step: to the next branch or to its command."""
-        places: dict[tuple[int, Branch], int] = {}
-        index = [places.setdefault((walk.row, walk.at), len(places)) for walk in due]  # type: ignore[arg-type]
-        firsts = [due[index.index(place)] for place in range(len(places))]
-        logprobs = self._logprobs([(walk.row, walk.at, walk.suffix) for walk in firsts], opened)[index]  # type: ignore[misc]
+        numbers: dict[tuple[int, Branch], int] = {}
+        index = [numbers.setdefault((walk.row, walk.branch), len(numbers)) for walk in due]
+        places = [due[index.index(number)].place for number in range(len(numbers))]
+        logprobs = self._logprobs(places, opened)[index]
         uniforms = np.array([walk.uniforms[len(walk.logprobs)] for walk in due])
         chosen = draw(logprobs, uniforms, np.array([walk.greedy for walk in due]))
         for walk, values, child in zip(due, logprobs, chosen):
-            assert isinstance(walk.at, Branch)
-            walk.logprobs.append(values[: len(walk.at.ids)])
-            walk.at = walk.at.children[child]
+            branch = walk.branch
+            walk.logprobs.append(values[: len(branch.ids)])
+            walk.at = branch.children[child]
 
-    def _logprobs(self, places: Sequence[tuple[int, Branch, IntArray]], opened: Tensor | None) -> FloatArray:
-        """Log-probabilities [N, largest C] at each place: a cache row, a branch, and the tokens from one to the other."""
-        assert opened is not None
+    def _logprobs(self, places: Sequence[Place], opened: Tensor) -> FloatArray:
+        """Log-probabilities [N, largest C] of what may follow at each place; `opened`: the logits of the cache's rows."""
         at_once = [i for i, (_, _, suffix) in enumerate(places) if len(suffix) == 0]
         later = [i for i, (_, _, suffix) in enumerate(places) if len(suffix) > 0]
         logits = opened.new_empty(len(places), opened.shape[1])

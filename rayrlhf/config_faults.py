@@ -140,8 +140,8 @@ def _unknown_key(spot: Spot) -> str:
     if near := suggestion(key, list(others), cutoff=0.8):
         having = [_tag(member) for member in spot.family if near in member.model_fields]
         return f"{_tag(owner)} has no {near} ({' and '.join(having)} {'has' if len(having) == 1 else 'have'})"
-    deepest_first = sorted(reversed(list(_keys_below(RunConfig))), key=lambda name: -name.count("."))
-    everywhere = {name.rsplit(".", 1)[-1]: name for name in deepest_first}
+    shallowest_first = sorted(_keys_below(RunConfig), key=lambda name: name.count("."))
+    everywhere = {name.rsplit(".", 1)[-1]: name for name in reversed(shallowest_first)}
     if near := suggestion(key, list(everywhere), cutoff=0.8):
         return f"unknown key, did you mean {everywhere[near]}?"
     return f"unknown key; the keys here are {', '.join(sorted(owner.model_fields))}"
@@ -163,7 +163,9 @@ def _not_a_section(spot: Spot, value: Any) -> str:
     members = _sections(spot.field.annotation) if spot.field else ()
     if members == (RewardPart,):
         return f"must be a reward's name or {{name: ..., weight: ...}}, not {_shown(value)}"
-    key = _tag_key(members[0]) if len(members) > 1 else "name" if any("name" in m.model_fields for m in members) else None
+    key = (
+        _tag_key(members[0]) if len(members) > 1 else "name" if any("name" in m.model_fields for m in members) else None
+    )
     guess = f", did you mean {dotted(spot.path)}.{key}: {value}?" if key and isinstance(value, str) else ""
     return f"must be a section of `key: value` lines, not {_shown(value)}{guess}"
 

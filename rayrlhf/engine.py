@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
-from rayrlhf.config import OptimizerConfig
+from rayrlhf.algorithm_config import OptimizerConfig
 from rayrlhf.errors import CheckpointError, LearnerError
 from rayrlhf.strategy import Device, FabricDeepSpeed, prepare_environment
 
@@ -85,9 +85,13 @@ class Engine:
     last one. Every rank makes the same calls.
     """
 
-    def __init__(self, fabric: Fabric, module: nn.Module, optimizer: OptimizerConfig):
-        """`module` is whole and initialised: built under ZeRO stage 3's own context its weights would be lost."""
+    def __init__(self, fabric: Fabric, module: nn.Module, optimizer: OptimizerConfig, option: str = "optimizer"):
+        """`module` is whole and initialised: built under ZeRO stage 3's own context its weights would be lost.
+
+        `option` is the optimizer's name in the config, for messages.
+        """
         self._fabric = fabric
+        self._option = option
         config = fabric.strategy.config  # type: ignore[attr-defined]
         config["gradient_clipping"] = optimizer.max_grad_norm or 0.0  # unset, DeepSpeed clips to 1.0
         # Buckets are allocated whole, 800 MB each in fp32, however small the network; DeepSpeed wants an even size.
@@ -135,12 +139,19 @@ class Engine:
             raise RuntimeError("`finish` ends an update, and micro-batches that `begin` announced are missing")
         norm = self._plain_grad_norm()
         if norm is not None:
-            _check(norm)
+            self._check(norm)
         self._engine.step()
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
-            _check(norm)
+            self._check(norm)
         return norm
+
+    def _check(self, norm: float) -> None:
+        if not math.isfinite(norm) or norm < 0:  # DeepSpeed's norm of gradients that are not finite is inf or -1
+            raise LearnerError(
+                f"the gradient norm is {norm}: the update overflowed. Lower {self._option}.lr, check the rewards' scale, "
+                "or use learner.precision: fp32; go on from the last checkpoint."
+            )
 
     def _plain_grad_norm(self) -> float | None:
         """At stage 0 in fp32 DeepSpeed knows no norm, and the reduced gradients lie whole on the parameters."""
@@ -203,11 +214,3 @@ def _known_types_only() -> Iterator[None]:
             del os.environ[WEIGHTS_ONLY]
         else:
             os.environ[WEIGHTS_ONLY] = before
-
-
-def _check(norm: float) -> None:
-    if not math.isfinite(norm) or norm < 0:  # DeepSpeed's norm of gradients that are not finite is inf or -1
-        raise LearnerError(
-            f"the gradient norm is {norm}: the update overflowed. Lower optimizer.lr, check the rewards' scale, or use "
-            "learner.precision: fp32; go on from the last checkpoint."
-        )

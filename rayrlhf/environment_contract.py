@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from types import TracebackType
 from typing import Any
 from zlib import crc32
 
@@ -56,7 +57,8 @@ def check_contract(name: str, timeout_s: float = 20.0, /, **parameters: Any) -> 
         ]
         for title, action in ODD_ACTIONS.items():
             results.append(checked(f"any action: {title}", partial(contract.check_action, action)))
-    return results + [checked(title, partial(_probe, title, settings, prompts)) for title in PROBES]
+    with _Prober(settings, prompts) as prober:
+        return results + [checked(title, partial(prober.probe, title)) for title in PROBES]
 
 
 def assert_environment(name: str, timeout_s: float = 20.0, /, **parameters: Any) -> None:
@@ -111,19 +113,20 @@ class _Contract:
         return f"{tried} tried" if tried else "it names none: the policy writes freely"
 
     def check_solution(self) -> str:
-        (start,) = self._environments.reset([0])
-        if not start.state.solution:
+        (now,) = self._environments.reset([0])
+        solution = now.state.solution
+        if not solution:
             return "it names none"
-        for number, command in enumerate(start.state.solution, start=1):
-            last = self._environments.step({0: command})[0]
-            if last.terminated or last.truncated:
+        for command in solution:
+            now = self._environments.step({0: command})[0]
+            if now.terminated or now.truncated:
                 break
-        if not last.state.won:
+        if not now.state.won:
             raise ContractError(
-                f"the info key `solution` of seed 0 names {len(start.state.solution)} commands; after {number} of "
-                "them the game is not won (info key `won`)."
+                f"the game of seed 0 is not won (info key `won`) by the {len(solution)} commands of its info key "
+                f"`solution`: {', '.join(solution)}"
             )
-        return f"{number} commands"
+        return f"{len(solution)} commands"
 
     def check_keys(self) -> str:
         """Several random walks through the same games come by the same states."""
@@ -191,22 +194,46 @@ def _compare(one: Episode, other: Episode, how: str) -> None:
             )
 
 
-def _probe(title: str, settings: EnvironmentSettings, prompts: Sequence[str]) -> str:
-    folder = PrivateFolder("games")
-    output = os.open(os.devnull, os.O_WRONLY)
-    child = ChildProcess("rayrlhf.environment_probe", output)
-    limit_s = _STEPS_A_PROBE * settings.step_timeout_s
-    try:
-        child.channel.send((title, settings, tuple(prompts), str(folder.path)))
-        passed, detail = child.channel.receive(time.monotonic() + limit_s)
-    except TimeoutError:
-        raise ContractError(f"it took longer than {limit_s:g} s{child.place_of_hang()} and was stopped.") from None
-    except (EOFError, OSError):
-        raise ContractError(f"it ended its process: {child.death()}") from None
-    finally:
-        child.kill()
-        os.close(output)
-        folder.close()
-    if not passed:
-        raise ContractError(detail)
-    return str(detail)
+class _Prober:
+    """The process of `environment_probe`; one that did not answer is replaced by the next probe."""
+
+    def __init__(self, settings: EnvironmentSettings, prompts: Sequence[str]) -> None:
+        self._limit_s = _STEPS_A_PROBE * settings.step_timeout_s
+        self._folder = PrivateFolder("games")
+        self._request = (settings, tuple(prompts), str(self._folder.path))
+        self._child: ChildProcess | None = None
+
+    def __enter__(self) -> _Prober:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        self._folder.close()
+
+    def probe(self, title: str) -> str:
+        """Runs one of `PROBES`; returns its remark."""
+        if self._child is None:
+            with open(os.devnull, "wb") as nowhere:
+                self._child = ChildProcess("rayrlhf.environment_probe", nowhere.fileno())
+            self._child.channel.send(self._request)
+        try:
+            self._child.channel.send(title)
+            passed, detail = self._child.channel.receive(time.monotonic() + self._limit_s)
+        except TimeoutError:
+            place = self._child.place_of_hang()
+            self._stop()
+            raise ContractError(f"it took longer than {self._limit_s:g} s{place} and was stopped.") from None
+        except (EOFError, OSError):
+            death = self._child.death()
+            self._stop()
+            raise ContractError(f"it ended its process: {death}") from None
+        if not passed:
+            raise ContractError(detail)
+        return str(detail)
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None

@@ -33,18 +33,24 @@ ODD_ACTIONS: dict[str, str] = {
 
 
 def main(connection_fd: int, dump_fd: int, parent_pid: int) -> None:
-    """Answers the one request (name in `PROBES`, settings, prompts, folder) with (whether it passed, detail)."""
+    """Answers the name of each of `PROBES` with (whether it passed, detail), until the parent is gone.
+
+    The first message is (settings, prompts, folder to play in).
+    """
     channel, requests = enter_child(connection_fd, dump_fd, parent_pid)
-    name, settings, prompts, folder = requests.get()
-    try:
-        environment = make_environment(settings, prompts)
-        os.chdir(folder)  # where files that a game writes are in nobody's way
-        channel.send((True, PROBES[name](environment)))
-    except ContractError as fault:
-        channel.send((False, str(fault)))
-    except Exception as error:
-        channel.send((False, described_error(error)))
-    requests.get()
+    settings, prompts, folder = requests.get()
+    home = os.open(".", os.O_RDONLY)
+    while (name := requests.get()) is not None:
+        os.fchdir(home)
+        try:
+            environment = make_environment(settings, prompts)
+            os.chdir(folder)  # where files that a game writes are in nobody's way
+            channel.send((True, PROBES[name](environment)))
+        except ContractError as fault:
+            channel.send((False, str(fault)))
+        except Exception as error:
+            os.fchdir(home)  # where the places of errors are told from
+            channel.send((False, described_error(error)))
 
 
 def _contains_any_text(environment: Any) -> str:

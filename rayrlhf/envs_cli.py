@@ -1,4 +1,4 @@
-"""`rayrlhf envs list | show | test | time`: look at environments, check one against the contract, see how fast it is."""
+"""`rayrlhf envs list | show | test | time | make-games`: look at environments, check one, see how fast it is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rayrlhf import plugins
 from rayrlhf.errors import EpisodeError
+from rayrlhf.games_cli import make_games_command
 from rayrlhf.plugin_cli import console, parsed_parameters, say, say_results, yaml_parameters
 
 envs_app = typer.Typer(help="List, show, test and time environments; make games.", no_args_is_help=True)
@@ -108,3 +109,6 @@ def _steps_a_second(environments: Any, side_by_side: int) -> float:
         steps += sum(len(episode) - 1 for episode in played)
         episodes += 1
     return steps / seconds
+
+
+envs_app.command("make-games")(make_games_command)

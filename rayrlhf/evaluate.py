@@ -24,7 +24,7 @@ from rayrlhf.baselines import RandomActor, SolutionActor, UnknownToBaselineError
 from rayrlhf.checkpoint import newest_model
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.config_loading import load_config
-from rayrlhf.environments import EnvironmentSettings, has_held_out_games, load_environment, open_environments
+from rayrlhf.environments import EnvironmentSettings, constructor_parameters, has_held_out_games, open_environments
 from rayrlhf.errors import ConfigError
 from rayrlhf.evaluation_results import (
     EVALUATION,
@@ -41,14 +41,13 @@ from rayrlhf.evaluation_results import (
 from rayrlhf.interfaces import Actor, Environments, Prompter
 from rayrlhf.intervals import mean
 from rayrlhf.player import Player
-from rayrlhf.plugin_parameters import named_parameters, signature_of
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.report import write_report
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs, play_episodes
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
-from rayrlhf.types import Trajectory, ValueQuery
+from rayrlhf.types import Trajectory, Turn, ValueQuery
 from rayrlhf.value import load_value, query_values
 
 EPISODES_AT_ONCE = 32
@@ -79,8 +78,10 @@ def evaluate(
     """Evaluates a run's latest checkpoint, or a model under a recipe's environment, and prints the table.
 
     Of a run it writes `evaluation.json`, and the report anew where there is one. For the arguments and errors see
-    `find_subject` and `evaluate_policy`.
+    `find_subject` and `evaluate_policy`; ConfigError too where the folder of `json_file` is missing.
     """
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}")
     subject = find_subject(source, recipe)
     with Console(stderr=True).status("") as status:
         evaluation = evaluate_policy(subject, games, episodes_per_game, players, seed, status.update)
@@ -120,7 +121,7 @@ def find_subject(source: str, recipe: str | None) -> Subject:
     if recipe is None:
         raise ConfigError(f"{source} is no run's folder; to evaluate a model say in which environment: --recipe NAME")
     config = load_config(recipe)
-    return Subject(Path(source).name, ModelConfig(path=source), config)
+    return Subject(Path(source).absolute().name, ModelConfig(path=source), config)
 
 
 def evaluate_policy(
@@ -244,8 +245,7 @@ def play_games(
 
 def stated_parameters(settings: EnvironmentSettings) -> dict[str, Any]:
     """The environment's parameters, those among them that were left to defaults other than null."""
-    known = named_parameters(signature_of(load_environment(settings.name)).parameters.values())
-    defaults = {name: parameter.default for name, parameter in known.items() if name != "split"}
+    defaults = {name: parameter.default for name, parameter in constructor_parameters(settings.name).items()}
     stated = {**defaults, **settings.parameters}
     return {name: value for name, value in stated.items() if value not in (None, inspect.Parameter.empty)}
 
@@ -273,17 +273,19 @@ def value_fit(
     if subject.value is None or name not in played:
         return None
     episodes, config = played[name], subject.config
-    starts = [episode.turns[0] for episode in episodes]
-    queries = [
-        ValueQuery(np.concatenate([turn.prompt_ids, turn.response_ids]), len(turn.prompt_ids)) for turn in starts
-    ]
     network = load_value(subject.value, policy, str(next(policy.parameters()).device))
-    # At the first token that was a choice, or the first where there was none: where training asks for V.
-    values = [float(v[int(turn.choices.argmax())]) for v, turn in zip(query_values(network, queries), starts)]
+    values = query_values(network, [_first_choice(episode.turns[0]) for episode in episodes])
     with RewardProcess(config.reward, config.reward_timeout_s) as rewards:
         reached = discounted_scores(rewards.score(episodes), config.algorithm.turn_discount)
-    errors = np.reshape(np.array(values) - reached, (games, -1)).tolist()
+    errors = np.reshape(np.concatenate(values) - reached, (games, -1)).tolist()
     return ValueFit(name, mean(errors), mean(np.abs(errors).tolist()))
+
+
+def _first_choice(turn: Turn) -> ValueQuery:
+    """Asks for V before the turn's first token that was a choice, or its first: where training asks for it."""
+    skipped = int(turn.choices.argmax())
+    ids = np.concatenate([turn.prompt_ids, turn.response_ids[: skipped + 1]])
+    return ValueQuery(ids, len(turn.prompt_ids) + skipped)
 
 
 def show(console: Console, evaluation: Evaluation) -> None:

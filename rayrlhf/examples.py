@@ -6,7 +6,6 @@ Whether a turn is one, and which command it is, follows from the turn's seed alo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from rayrlhf.config import ExampleTurnsConfig
 from rayrlhf.errors import ConfigError, EpisodeError
+from rayrlhf.transcripts import human_actions, read_transcript
 from rayrlhf.types import Situation
 
 STREAM = 8  # sets these random numbers apart from those that the sampler draws with the same seed
@@ -27,14 +27,18 @@ def make_examples(config: ExampleTurnsConfig | None) -> Callable[[Situation, int
     """`ExampleTurns.choose` as the config says; None without example turns.
 
     Raises:
-        ConfigError: the mode's transcript is missing, unreadable, or given to a mode that has no use for it.
+        ConfigError: the mode's transcript is not given or shows nothing people did, or another mode is given one.
+        TranscriptError: the transcript cannot be read.
     """
     if config is None:
         return None
     if config.mode == "human":
         if config.transcript is None:
             raise ConfigError("agent.examples.mode human needs agent.examples.transcript, a file of `rayrlhf play`")
-        return ExampleTurns(config.probability, HumanChoice(read_transcript(Path(config.transcript)))).choose
+        actions = human_actions(read_transcript(Path(config.transcript).expanduser()))
+        if not actions:
+            raise ConfigError(f"agent.examples.transcript {config.transcript}: no person moved in a state with a key")
+        return ExampleTurns(config.probability, HumanChoice(actions)).choose
     if config.transcript is not None:
         raise ConfigError(f"agent.examples.transcript is of mode human, not of {config.mode}: leave it out")
     return ExampleTurns(config.probability, valid_choice if config.mode == "valid" else correct_choice).choose
@@ -99,33 +103,3 @@ class HumanChoice:
             )
         known = self.actions.get(key, ())
         return known[int(random.integers(len(known)))] if known else None
-
-
-def read_transcript(file: Path) -> dict[str, list[str]]:
-    """What people did in each state: key of the state -> their actions, in the order of the file.
-
-    A transcript is JSONL, one object a turn, with the strings `game_key` (GameState.key) and `action`.
-
-    Raises:
-        ConfigError: the file cannot be read, is empty, or has a line that is no such object; names the line.
-    """
-    try:
-        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"agent.examples.transcript {file}: cannot be read: {error}") from error
-    actions: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            turn = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"agent.examples.transcript {file}:{number}: not JSON: {error.msg}") from error
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("game_key", "action")):
-            raise ConfigError(
-                f"agent.examples.transcript {file}:{number}: expected an object with the texts game_key and action"
-            )
-        actions.setdefault(turn["game_key"], []).append(turn["action"])
-    if not actions:
-        raise ConfigError(f"agent.examples.transcript {file}: there is no turn in it")
-    return actions

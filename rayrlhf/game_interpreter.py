@@ -21,6 +21,7 @@ from rayrlhf.text_games import require_textworld
 from rayrlhf.types import GameState
 
 _MAX_SEED = 2**31 - 1
+_HEADER_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,9 @@ class Interpreter:
 
         if not path.is_file():
             raise EpisodeError(f"there is no game file {path}")
+        content = path.read_bytes()
+        if len(content) < _HEADER_BYTES or not 1 <= content[0] <= 8:  # the interpreter would take the process with it
+            raise EpisodeError(f"{path} is no game of the Z-machine: it does not begin with a version of 1 to 8")
         generated = TWInform7.compatible(str(path))
         if self._game is not None and generated == self._game.generated:
             self._jericho.close()  # frees the game before: `load` would leave it there,
@@ -122,7 +126,7 @@ class Interpreter:
             self._environment = self._started(path, generated)
         return _Game(
             path=path,
-            identity=hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest(),
+            identity=hashlib.blake2b(content, digest_size=8).hexdigest(),
             generated=generated,
             walkthrough=walkthrough(path.with_suffix(".json")) if generated else Walkthrough((), {}),
             progress=Progress(self._environment._game.quests if generated else ()),

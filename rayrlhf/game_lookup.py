@@ -22,15 +22,14 @@ class GameLookup:
         self._parameters = inspect.signature(load_environment(settings.name)).parameters
 
     def map(self, seed: int, moves: Sequence[str]) -> str | None:
-        """What the game's `render` draws as text after these moves; None where it draws nothing."""
+        """What the game's `render` draws as text after these moves; None where it draws nothing.
+
+        Raises EpisodeError where this game has no map and others of the environment have.
+        """
         if "render_mode" not in self._parameters:
             return None
         with self._played(seed, moves, render_mode="ansi") as (environment, _):
-            try:
-                drawn = environment.render()
-            except FileNotFoundError:  # a game file without its description has no map
-                return None
-        return drawn or None
+            return environment.render()
 
     def solution(self, seed: int, moves: Sequence[str]) -> tuple[str, ...]:
         """Commands that win after these moves; () where the game cannot find any."""

@@ -95,9 +95,8 @@ def ascii_map(world: WorldMap) -> str:
 
 def _draw_way(canvas: list[list[str]], ends: list[tuple[int, int]], door: str) -> None:
     """Draws a straight line between the middles of two rooms, whose labels are written over its ends."""
-    (left, top), (right, bottom) = (min(column for column, _ in ends), min(line for _, line in ends)), (
-        max(column for column, _ in ends), max(line for _, line in ends),
-    )  # fmt: skip
+    left, right = sorted(column for column, _ in ends)
+    top, bottom = sorted(line for _, line in ends)
     for line in range(top, bottom + 1):
         for column in range(left, right + 1):
             canvas[line][column] = "-" if top == bottom else "|"

@@ -66,6 +66,13 @@ def cleaned(text: str) -> str:
     return _BLANK.sub("\n", _TURNS.sub("", text)).strip()
 
 
+def without(objective: str, text: str) -> str:
+    """A game's text without its objective, in which Inform takes some apostrophes for quotation marks."""
+    if not objective:
+        return text
+    return re.sub(re.sub("['\"]", "['\"]", re.escape(objective)), "", text)
+
+
 def asks(text: str) -> bool:
     """Whether a game's text ends in a question (`Which do you mean, ...?`): the next command may be an answer to it."""
     return _QUESTION.search(text) is not None

@@ -15,16 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rayrlhf.batch_loss import policy_loss, value_loss
-from rayrlhf.config import (
+from rayrlhf.algorithm_config import (
     HeadValueConfig,
-    LearnerConfig,
-    ModelConfig,
     OptimizerConfig,
     OptimizerSettings,
     SeparateValueConfig,
     ValueConfig,
 )
+from rayrlhf.batch_loss import policy_loss, value_loss
+from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.engine import Engine, launch_fabric
 from rayrlhf.errors import LearnerError, ModelError
 from rayrlhf.learner_state import load_random_state, read_version, restore_random_state, save_random_state, write_state
@@ -125,7 +124,7 @@ class Learner:
         if isinstance(value, SeparateValueConfig):
             self._critic = build_value_network(value, self._model)
             self._limits = _common_limits(self._limits, self._critic.limits)
-            self._engines["value"] = Engine(fabric, self._critic, value.optimizer)
+            self._engines["value"] = Engine(fabric, self._critic, value.optimizer, "algorithm.value.optimizer")
             self._rates["value"] = value.optimizer
 
     def update(self, batch: TrainingBatch, iteration: int) -> UpdateReport:

@@ -18,8 +18,9 @@ import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rayrlhf.algorithm_config import OptimizerConfig, ValueConfig
 from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill
-from rayrlhf.config import LearnerConfig, ModelConfig, OptimizerConfig, ValueConfig
+from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.errors import LearnerError
 from rayrlhf.losses import Objective
 from rayrlhf.policy import resolve_model

@@ -158,8 +158,10 @@ def read_samples(folder: Path) -> list[SampleRecord]:
 
 
 def comparable(metrics: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    """Rows of `read_metrics` without wall times: what a resumed run and an uninterrupted one share bit for bit."""
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in metrics]
+    """Rows of `read_metrics` without wall times and without what befell the environments' processes (retries, what a
+    worker remembers): what a resumed run and an uninterrupted one share bit for bit."""
+    own = ("time/", "env/")
+    return [{name: value for name, value in row.items() if not name.startswith(own)} for row in metrics]
 
 
 def turn_records(trajectory: Trajectory, values: Sequence[float] | None) -> tuple[TurnRecord, ...]:

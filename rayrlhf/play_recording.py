@@ -27,8 +27,8 @@ from rayrlhf.play_setting import find_setting
 from rayrlhf.play_terminal import PROMPT, Person, Screen
 from rayrlhf.transcripts import PlayedTurn
 
-DEMO = ("", "m", "2", "u", "h", "", "a", "q")
-"""What is typed: a move of the policy's, the map, a move of one's own and its undoing, a hint, then all is the policy's."""
+DEMO = ("", "m", "2", "u", "h", "", "a 8", "q")
+"""What is typed: a move of the policy's, the map, a move of one's own and its undoing, a hint, then the policy plays on."""
 
 COLUMNS, LINES = 84, 26
 FONT_PIXELS, LINE_PIXELS, MARGIN = 15, 19, 12

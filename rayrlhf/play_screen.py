@@ -19,6 +19,8 @@ from rayrlhf.prompt_formats import written
 from rayrlhf.transcripts import PlayedTurn
 
 BAR = 24  # characters of a probability of 1
+BLOCK, PLAIN = "━", "#"
+"""What bars are made of, where a terminal can show it and where only text is sure."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -37,8 +39,8 @@ def numbered(view: View) -> list[str]:
 
 
 def state_screen(title: str, view: View, bar: str) -> RenderableType:
-    """A game's state: what it says, and the commands. `bar`: the character that bars are made of."""
-    parts: list[RenderableType] = [_status(title, view, bar), _said(view.now.observation)]
+    """A game's state: what it says, and the commands. `bar`: BLOCK or PLAIN."""
+    parts: list[RenderableType] = [Text(), _status(title, view, bar), _said(view.now.observation)]
     if view.over:
         parts.append(_end(view))
     elif view.now.state.commands:
@@ -66,7 +68,9 @@ def _status(title: str, view: View, bar: str) -> RenderableType:
     facts = [title, f"seed {view.seed}", f"moves {len(view.moves)}", f"score {state.score:g}{of_most}"]
     if view.temperature is not None:
         facts.append("greedy" if view.greedy else f"temperature {view.temperature:g}")
-    return Rule(Text(" · ".join(facts), style="bold"), characters="─" if bar == "█" else "-", style="dim", align="left")
+    return Rule(
+        Text(" · ".join(facts), style="bold"), characters="─" if bar == BLOCK else "-", style="dim", align="left"
+    )
 
 
 def _said(observation: str) -> Text:

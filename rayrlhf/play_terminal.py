@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from rayrlhf.errors import UserError
 from rayrlhf.game_lookup import GameLookup
 from rayrlhf.play_decisions import Decision, PolicyMove, Quit, View
-from rayrlhf.play_keys import KEYS, Autoplay, InputError, Save, Show, read_typed
-from rayrlhf.play_screen import move_line, numbered, printable, solution_line, state_screen
+from rayrlhf.play_keys import KEYS, Autoplay, Save, Show, read_typed
+from rayrlhf.play_screen import BLOCK, PLAIN, move_line, numbered, printable, solution_line, state_screen
 from rayrlhf.transcripts import PlayedTurn
 
 PROMPT = "> "
@@ -28,7 +29,7 @@ class Screen:
         self._console = console
         self._title = title
         blocks = console.is_terminal and not console.is_dumb_terminal and "utf" in console.encoding.lower()
-        self._bar = "█" if blocks else "#"
+        self._bar = BLOCK if blocks else PLAIN
 
     def state(self, view: View) -> None:
         self._console.print(state_screen(self._title, view, self._bar))
@@ -80,7 +81,7 @@ class Person:
                     return typed
             except EOFError:
                 return Quit()
-            except InputError as error:
+            except UserError as error:
                 self._screen.say(Text(printable(str(error)), style="red"))
 
     def played(self, turn: PlayedTurn) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import LlamaForCausalLM
 
 from rayrlhf.config import ScratchConfig
 from rayrlhf.errors import ConfigError, EpisodeError
@@ -16,9 +18,11 @@ from rayrlhf.prompt_formats import CUES, LIST_OPENING, NOT_TAKEN
 from rayrlhf.tokenizer_training import MIN_VOCABULARY, new_llama, train_tokenizer
 from rayrlhf.types import StepResult
 
-GAMES, STEPS = 100, 20  # of coin collector's level 5 this finds 95 words of 100
+GAMES, STEPS = 100, 20
 GAMES_AT_ONCE = 20
 MLP_RATIO = 4  # intermediate over hidden size
+# With it 200 steps of SFT at width 64 and lr 1e-3 get 78 % of the moves in new games right, with std 0.02 55 % (3 seeds).
+WIDTH_STD = 0.5
 
 
 def environment_texts(environments: Environments, games: int = GAMES, steps: int = STEPS, seed: int = 0) -> list[str]:
@@ -80,12 +84,27 @@ def make_scratch_model(config: ScratchConfig, texts: Iterable[str], seed: int, f
         "context": config.context,
     }
     model = new_llama(tokenizer, architecture, seed)
+    _widen(model)
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
+
+
+def _widen(model: LlamaForCausalLM) -> None:
+    """Gives all matrices but the embedding the standard deviation WIDTH_STD / sqrt(width).
+
+    Llama's own 0.02 is of models ten times as wide: in narrow ones attention and MLP would add next to nothing at
+    first. The embedding keeps it and, being tied, makes small logits: a policy that is nearly uniform at first.
+    """
+    factor = WIDTH_STD * model.config.hidden_size**-0.5 / model.config.initializer_range
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for weight in layer.parameters():
+                if weight.ndim == 2:
+                    weight.mul_(factor)
 
 
 def _check(config: ScratchConfig) -> None:

@@ -7,12 +7,10 @@ record. Everything it needs is handed in; `train` is the one place that reads th
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -20,36 +18,38 @@ import numpy as np
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.cluster import Died, check_resources, check_shared_storage, ray_session
-from rayrlhf.config import ModelConfig, RunConfig
+from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.environments import (
-    EnvironmentSettings,
     check_environment,
-    has_held_out_games,
-    open_environments,
     prepare_environment,
-    takes_prompts,
 )
-from rayrlhf.errors import ConfigError, LearnerError, UserError
+from rayrlhf.errors import LearnerError, UserError
 from rayrlhf.interfaces import Algorithm
 from rayrlhf.kl import turn_kl
-from rayrlhf.learner_group import LearnerGroup, LearnerSettings
-from rayrlhf.losses import Objective
+from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
-from rayrlhf.metrics import MetricsLog, SampleRecord, turn_records
-from rayrlhf.policy import check_model, context_length, load_tokenizer
+from rayrlhf.metrics import MetricsLog
 from rayrlhf.progress import Progress
-from rayrlhf.prompts import Prompts, load_prompts
+from rayrlhf.prompts import Prompts
+from rayrlhf.records import environment_counts, episode_metrics, evaluation_metrics, sample_record, worker_times
 from rayrlhf.report import write_report
 from rayrlhf.reward_process import RewardProcess
-from rayrlhf.rollout import deal_specs, rollout_metrics
+from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
-from rayrlhf.sampling.transformers_engine import SamplingSettings
-from rayrlhf.scratch import environment_texts, make_scratch_model
+from rayrlhf.run_parts import (
+    check_actions,
+    device_of,
+    environment_settings,
+    learner_settings,
+    precision_of,
+    scratch_model,
+    starting_point,
+    worker_settings,
+)
 from rayrlhf.summary import RunSummary, summarise
-from rayrlhf.text_statistics import text_metrics
-from rayrlhf.types import EpisodeScore, EpisodeSpec, FloatArray, Split, Trajectory
-from rayrlhf.worker import PlayedBatch, RolloutPool, WorkerSettings
+from rayrlhf.types import EpisodeScore, EpisodeSpec, FloatArray, Trajectory
+from rayrlhf.worker import RolloutPool
 
 BASELINE_BATCH = 20  # episodes of the untrained model that are decoded together
 
@@ -294,80 +294,6 @@ def check_reference(trajectories: Sequence[Trajectory], tolerance: float) -> Non
         )
 
 
-def episode_metrics(trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> dict[str, float]:
-    """reward/*, rollout/* and text/* metrics of one iteration."""
-    parts = {f"reward/{name}": float(np.mean([score.parts[name] for score in scores])) for name in scores[0].parts}
-    lengths = [trajectory.response_tokens for trajectory in trajectories]
-    responses = ["".join(turn.action for turn in trajectory.turns) for trajectory in trajectories]
-    texts = text_metrics([trajectory.text for trajectory in trajectories], lengths, responses)
-    return {**parts, **rollout_metrics(trajectories), **texts}
-
-
-def worker_times(played: Sequence[PlayedBatch], wall: float, workers: int) -> dict[str, float]:
-    """Where the workers' time went, in seconds a worker: they waited for whatever of `wall` is not in the parts."""
-    load = sum(batch.load_seconds for batch in played) / workers
-    sampling = sum(batch.sampling_seconds for batch in played) / workers
-    environment = sum(batch.environment_seconds for batch in played) / workers
-    reference = sum(batch.reference_seconds for batch in played) / workers
-    return {
-        "time/worker_load": load,
-        "time/worker_sampling": sampling,
-        "time/worker_environment": environment,
-        "time/worker_reference": reference,
-        "time/worker_waiting": wall - load - sampling - environment - reference,
-    }
-
-
-def environment_counts(played: Sequence[PlayedBatch]) -> dict[str, float]:
-    """env/* counters of all batches of an iteration."""
-    totals: dict[str, float] = {}
-    for batch in played:
-        for name, count in batch.environment_counts.items():
-            totals[name] = totals.get(name, 0.0) + count
-    return totals
-
-
-def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """eval/* of held-out games: the share won, the mean score (of the game's maximum where it is known), turns."""
-    ends = [trajectory.turns[-1].after for trajectory in trajectories]
-    return {
-        "eval/episodes": float(len(trajectories)),
-        "eval/won": float(np.mean([end.won for end in ends])),
-        "eval/score": float(np.mean([end.score / (end.max_score or 1.0) for end in ends])),
-        "eval/turns": float(np.mean([len(trajectory.turns) for trajectory in trajectories])),
-    }
-
-
-def sample_record(
-    run: str,
-    iteration: int,
-    trajectory: Trajectory,
-    score: EpisodeScore,
-    shaped: float,
-    values: Sequence[float] | None,
-) -> SampleRecord:
-    """The line of `samples.jsonl` for one episode."""
-    kl = float(sum(turn_kl(turn, False).sum(dtype=np.float64) for turn in trajectory.turns))
-    return SampleRecord(
-        run=run,
-        iteration=iteration,
-        index=trajectory.index,
-        group=trajectory.group,
-        prompt=trajectory.turns[0].observation,
-        response=trajectory.text[len(trajectory.turns[0].observation) :],
-        score=float(score.total.sum(dtype=np.float64)),
-        parts=dict(score.parts),
-        kl=kl,
-        total=float(shaped),
-        logprob_sum=float(sum(turn.logprobs.sum(dtype=np.float64) for turn in trajectory.turns)),
-        reference_logprob_sum=float(sum(turn.reference_logprobs.sum(dtype=np.float64) for turn in trajectory.turns)),
-        length=trajectory.response_tokens,
-        finish=trajectory.turns[-1].finish,
-        weights_version=trajectory.weights_version,
-        turns=turn_records(trajectory, values),
-    )
-
-
 def train(config: RunConfig, resume: bool = False) -> RunSummary:
     """Runs one training run from its config to its report; every fault of the user's is a UserError before it starts."""
     environments = environment_settings(config)
@@ -415,60 +341,6 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
     return summary
 
 
-def check_actions(config: RunConfig) -> None:
-    """Raises ConfigError for actions that cannot be trained: a ranked command's probability is of whole commands."""
-    if config.agent.actions == "rank":
-        raise ConfigError(
-            "agent.actions: rank is to evaluate and to play with: its probabilities are of whole commands, not of "
-            "tokens, and the learner has no loss for them; train with constrained"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class StartingPoint:
-    """What a run starts from, checked."""
-
-    model: ModelConfig
-    prompts: Prompts
-
-
-def starting_point(config: RunConfig, model: ModelConfig) -> StartingPoint:
-    """The model that the policy starts from and the prompts in its tokens. Raises ModelError, PromptError."""
-    tokenizer = load_tokenizer(model)
-    prompts = Prompts((), dropped=0, cut=0, source="the environment")
-    if takes_prompts(config.environment.name):
-        prompts = load_prompts(
-            config.environment.prompts, tokenizer, context_length(model), config.rollout.max_new_tokens
-        )
-    check_model(model, tokenizer)
-    return StartingPoint(model, prompts)
-
-
-def scratch_model(config: RunConfig, environments: Mapping[Split, EnvironmentSettings], folder: Path) -> ModelConfig:
-    """The model of `model.scratch` in `folder`, made there unless a run that is resumed has made it."""
-    assert config.model.scratch is not None
-    if not folder.is_dir():
-        with contextlib.closing(open_environments(environments["train"], [])) as games:
-            make_scratch_model(config.model.scratch, environment_texts(games), config.seed, folder)
-    return ModelConfig(path=str(folder))
-
-
-def environment_settings(config: RunConfig) -> dict[Split, EnvironmentSettings]:
-    """How the environments of each split are made; not every environment has held-out games."""
-    environment = config.environment
-    splits: tuple[Split, ...] = ("train", "held_out") if has_held_out_games(environment.name) else ("train",)
-    return {
-        split: EnvironmentSettings(
-            name=environment.name,
-            parameters=environment.parameters,
-            split=split,
-            step_timeout_s=environment.step_timeout_s,
-            max_retries=environment.max_retries,
-        )
-        for split in splits
-    }
-
-
 def outcome(summary: RunSummary) -> list[str]:
     """What came of the run, a line each."""
 
@@ -506,56 +378,6 @@ def make_schedule(config: RunConfig, has_held_out: bool) -> Schedule:
         evaluation_episodes=config.evaluation.episodes if has_held_out else 0,
         evaluate_every=config.evaluation.every,
     )
-
-
-def worker_settings(
-    config: RunConfig, start: StartingPoint, environments: Mapping[Split, EnvironmentSettings]
-) -> WorkerSettings:
-    rollout = config.rollout
-    return WorkerSettings(
-        model=start.model,
-        environments=environments,
-        prompts=start.prompts.items,
-        agent=config.agent,
-        max_turns=config.environment.max_turns,
-        sampling=SamplingSettings(
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            top_k=rollout.top_k,
-            top_p=rollout.top_p,
-            score_prompt=config.algorithm.include_prompt,
-        ),
-        device=device_of(config, rollout.gpus_per_worker),
-        dtype="bfloat16" if precision_of(config) == "bf16" else "float32",
-        threads=max(1, math.floor(rollout.cpus_per_worker)),
-    )
-
-
-def learner_settings(config: RunConfig, model: ModelConfig, objective: Objective, device: str) -> LearnerSettings:
-    return LearnerSettings(
-        model=model,
-        objective=objective,
-        value=getattr(config.algorithm, "value", None),
-        optimizer=config.optimizer,
-        learner=config.learner.model_copy(update={"precision": precision_of(config)}),
-        temperature=config.rollout.temperature,
-        iterations=config.iterations,
-        device=device,
-    )
-
-
-def device_of(config: RunConfig, gpus: float) -> str:
-    """Where an actor with so many GPUs computes. Raises ConfigError for `device: cuda` without any."""
-    if config.device == "cuda" and not gpus:
-        raise ConfigError("device: cuda needs rollout.gpus_per_worker and learner.gpus_per_rank above 0")
-    return "cuda" if gpus and config.device != "cpu" else "cpu"
-
-
-def precision_of(config: RunConfig) -> str:
-    """fp32 or bf16: `auto` is bf16 where the learner has GPUs."""
-    if config.learner.precision != "auto":
-        return config.learner.precision
-    return "bf16" if device_of(config, config.learner.gpus_per_rank) == "cuda" else "fp32"
 
 
 def announce(progress: Progress, config: RunConfig, prompts: Prompts, folder: RunFolder) -> None:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from rayrlhf.config import ModelConfig, SeparateValueConfig, ValueConfig
+from rayrlhf.algorithm_config import SeparateValueConfig, ValueConfig
+from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens

@@ -1,33 +1,16 @@
-"""Games played as their known solutions say: demonstrations for supervised training, and the best there is to beat."""
+"""Games played as their known solutions say: demonstrations for supervised training."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
+from rayrlhf.baselines import SolutionActor
 from rayrlhf.errors import EpisodeError
 from rayrlhf.interfaces import Environments, Prompter
-from rayrlhf.rollout import example_action, play_episodes
-from rayrlhf.types import Action, EpisodeSpec, IntArray, Situation
+from rayrlhf.rollout import play_episodes
+from rayrlhf.types import EpisodeSpec, IntArray
 
 GAMES_AT_ONCE = 20
-
-
-class SolutionActor:
-    """Plays the first command of `GameState.solution`."""
-
-    def __init__(self, prompter: Prompter):
-        self._prompter = prompter
-
-    def act(self, situations: Sequence[Situation]) -> list[Action]:
-        """Raises EpisodeError in a state from which the environment knows no solution."""
-        for situation in situations:
-            if not situation.state.solution:
-                raise EpisodeError(
-                    f"the environment gives no solution here (`solution` of info; textworld: "
-                    f"environment.solutions=true): {situation.observation!r}"
-                )
-        return [example_action(situation.state.solution[0], self._prompter) for situation in situations]
 
 
 def walkthrough_pairs(environments: Environments, prompter: Prompter, games: int) -> list[tuple[IntArray, IntArray]]:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
 
+import gymnasium
+
 from rayrlhf.errors import EpisodeError
+from rayrlhf.text_space import TextSpace
 
 ROOMS = 7
 
@@ -169,4 +172,66 @@ class Says(Corridor):
             "twice": (observation, reward, terminated, truncated, {**info, "commands": ["east", "west", "east"]}),
             "key": (observation, reward, terminated, truncated, {**info, "key": 3}),
         }
-        return answers[self.what]  # type: ignore[no-any-return]
+        return answers[self.what]
+
+
+class GymCorridor(gymnasium.Env[str, str]):
+    """The corridor as Gymnasium has it."""
+
+    def __init__(self, keyed: bool = True, space: gymnasium.Space[Any] | None = None) -> None:
+        self.game = Corridor(keyed)
+        self.observation_space = self.action_space = space or TextSpace()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.game.reset(seed=seed)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return self.game.step(action)
+
+
+class Sloppy(GymCorridor):
+    """Has the alphabet that `gymnasium.spaces.Text` has by default, hangs on a backslash, names a command that it does
+    not understand and a key that lacks the wall, goes on after its end, and cannot close."""
+
+    def __init__(self) -> None:
+        super().__init__(space=gymnasium.spaces.Text(100))
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if action.startswith("\\"):
+            fail_by("hang")
+        *answer, info = super().step(action)
+        self.game.over = False
+        return *answer, {**info, "key": f"{self.game.room}", "commands": ["east", "west", "sing"]}  # type: ignore[return-value]
+
+    def close(self) -> None:
+        raise OSError("the door is stuck")
+
+
+class WhereBuilt(Corridor):
+    """Says where it was built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.built_in = os.getcwd()
+
+    def text(self) -> str:
+        return self.built_in
+
+
+class Taking(Corridor):
+    """Takes what a run fills, and says it."""
+
+    def __init__(self, prompts: tuple[str, ...] = ("none",), split: str = "", depth: int = 1) -> None:
+        super().__init__()
+        self.taken = f"{prompts} {split} {depth}"
+
+    def text(self) -> str:
+        return self.taken
+
+
+gymnasium.register("Corridor-v0", entry_point="tests.faulty_games:GymCorridor", kwargs={"keyed": True})
+gymnasium.register("ShortCorridor-v0", entry_point="tests.faulty_games:GymCorridor", max_episode_steps=3)
+gymnasium.register(
+    "NumberCorridor-v0", entry_point="tests.faulty_games:GymCorridor", kwargs={"space": gymnasium.spaces.Discrete(2)}
+)

@@ -13,7 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import contextlib
 import gc
 import pickle
+import socket
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rayrlhf.config import AdamWConfig, LearnerConfig, OptimizerConfig, SGDConfig
+from rayrlhf.algorithm_config import AdamWConfig, OptimizerConfig, SGDConfig
+from rayrlhf.config import LearnerConfig
 from rayrlhf.errors import LearnerError
 from rayrlhf.learner import Learner
 from rayrlhf.losses import ClippedLoss, Objective, PolicyGradientLoss, PolicyLoss, selected_logprobs
@@ -32,6 +36,7 @@ from rayrlhf.policy import load_policy
 from rayrlhf.types import Minibatch, TrainingBatch, TrainingSequence, UpdateReport, Weights
 
 STAGES = (0, 1, 2, 3)
+Recordings = dict[int, list[dict[Any, Any]]]
 UNCHECKED = 1e6  # a log-probability gap that never stops: these sequences come from no sampler
 MARKER = 777.0
 LOSSES: dict[str, PolicyLoss] = {
@@ -285,12 +290,35 @@ def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
     return results
 
 
-def main(folder: Path, rank: int, world: int) -> None:
+def main(record: Callable[[Path, int, int], dict[Any, Any]]) -> None:
+    """One rank, as the command line says; what it records goes to rank-RANK.pickle in the folder."""
+    folder, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    (folder / f"rank-{rank}.pickle").write_bytes(pickle.dumps(run(folder, rank, world)))
+    (folder / f"rank-{rank}.pickle").write_bytes(pickle.dumps(record(folder, rank, world)))
+
+
+def run_ranks(program: Path, folder: Path, record: Callable[[Path, int, int], dict[Any, Any]]) -> Recordings:
+    """World size -> what each rank recorded: one rank here, two in processes of their own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(program), str(folder)]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(rank), "2"], env=environment, **pipes) for rank in range(2)]
+    try:
+        results = {1: [record(folder, 0, 1)]}
+        errors = [process.communicate(timeout=200)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)[-4000:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    results[2] = [pickle.loads((folder / f"rank-{rank}.pickle").read_bytes()) for rank in range(2)]
+    return results
 
 
 if __name__ == "__main__":
     import learner_process  # so that what is pickled has a module of that name, not __main__
 
-    learner_process.main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(learner_process.run)

@@ -198,6 +198,9 @@ def test_forced_tokens_cost_no_forward_pass(policy: Policy) -> None:
     actor = ConstrainedActor(policy.model, policy.prompter, 1.0)
     with counted_tokens(policy.model) as fed:
         only = actor.act(policy.situations(commands=["take cat from mat"]))[0]
+        assert [values.tolist() for values in actor.command_logprobs(policy.situations(commands=["look"])[:1])] == [
+            [0.0]
+        ]
     assert fed == []
     assert only.generation.allowed is not None
     assert only.generation.allowed.forced.all()
@@ -345,10 +348,14 @@ def test_auto_follows_the_situation(policy: Policy) -> None:
 def test_actors_by_name(policy: Policy) -> None:
     sampler = policy.sampler(temperature=0.5)
     kinds = {"free": FreeActor, "constrained": ConstrainedActor, "rank": RankActor, "auto": AutoActor}
-    for kind, actor in kinds.items():
-        assert type(make_actor(kind, sampler, policy.prompter)) is actor  # type: ignore[arg-type]
-    found = make_actor("constrained", sampler, policy.prompter).command_logprobs(policy.situations())  # type: ignore[attr-defined]
-    np.testing.assert_allclose(found[0], policy.constrained_logprobs(policy.situations()[0], 0.5), atol=2e-5)
+    for kind, expected in kinds.items():
+        assert type(make_actor(kind, sampler, policy.prompter)) is expected  # type: ignore[arg-type]
+    constrained, auto = (make_actor(kind, sampler, policy.prompter) for kind in ("constrained", "auto"))
+    assert isinstance(constrained, ConstrainedActor)
+    assert isinstance(auto, AutoActor)
+    for actor in (constrained, auto.constrained):
+        found = actor.command_logprobs(policy.situations())
+        np.testing.assert_allclose(found[0], policy.constrained_logprobs(policy.situations()[0], 0.5), atol=2e-5)
 
 
 def test_truncated_sampling_among_commands_is_refused(policy: Policy) -> None:

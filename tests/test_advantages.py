@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from rayrlhf.advantages import group_standardised, leave_one_out, minus_moving_average
+from rayrlhf.algorithm_config import FixedKLConfig, GRPOConfig, ReinforceConfig, RLOOConfig
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.algorithms.policy_gradient import by_group, training_sequences
 from rayrlhf.algorithms.sequences import token_weights
-from rayrlhf.config import FixedKLConfig, GRPOConfig, ReinforceConfig, RLOOConfig
 from rayrlhf.kl import penalty, token_kl
 from rayrlhf.types import EpisodeScore, Trajectory, Turn
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rayrlhf.agent_text import GamePrompter, PlainPrompter, make_prompter
@@ -300,14 +300,15 @@ def test_commands(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_a_tokenizer_that_joins_words_itself_gets_no_second_space() -> None:
-    """Sentencepiece's way: `go` alone is already the word after a space."""
-    words = ["<s>", "</s>", "<unk>", "▁go", "▁north", "▁>", "▁Room", "\n", ">", "▁"]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Metaspace()
-    inner.decoder = decoders.Metaspace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    """Sentencepiece's way: `go` alone is already the word after a space, and ` go` would have two."""
+    words = ["<s>", "</s>", *"▁gonrth", "▁g", "▁go", "▁n", "▁no", "▁nor", "▁nort", "▁north"]
+    merges = [("▁", "g"), ("▁g", "o"), ("▁", "n"), ("▁n", "o"), ("▁no", "r"), ("▁nor", "t"), ("▁nort", "h")]
+    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
     prompter = game_prompter(tokenizer, prompt="observation")
-    assert prompter.command_ids("go north").tolist() == [3, 4, 1]
+    assert prompter.command_ids("go north").tolist() == [words.index("▁go"), words.index("▁north"), 1]
     assert prompter.decode(prompter.command_ids("go north")) == "go north"
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rayrlhf.config import AdamWConfig, LearnerConfig, ModelConfig
+from rayrlhf.algorithm_config import AdamWConfig
+from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.learner import Learner
 from rayrlhf.losses import Objective, PolicyGradientLoss
 from rayrlhf.policy import load_policy, load_tokenizer, resolve_model

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rayrlhf.config import AdamWConfig, GRPOConfig, ReinforceConfig, RewardPart, RLOOConfig, RunConfig, SGDConfig
+from rayrlhf.algorithm_config import AdamWConfig, GRPOConfig, ReinforceConfig, RLOOConfig, SGDConfig
+from rayrlhf.config import RewardPart, RunConfig
 from rayrlhf.config_loading import dump_config, load_config, recipes
 from rayrlhf.errors import ConfigError
 
@@ -59,7 +60,8 @@ BAD_FILES = {
     ),
     "no such algorithm": (
         "algorithm:\n  name: gpro\n",
-        "run.yaml:2: algorithm.name: must be one of reinforce, rloo, grpo, ppo, rejection_sampling, not 'gpro', did you mean grpo?",
+        "run.yaml:2: algorithm.name: must be one of reinforce, rloo, grpo, ppo, rejection_sampling, not 'gpro', did you "
+        "mean grpo?",
     ),
     "algorithm as a word": (
         "seed: 0\nalgorithm: grpo\n",
@@ -300,7 +302,9 @@ def test_sections_within_an_algorithm_have_defaults_and_named_faults() -> None:
     assert faults(text + "    kind: hed\n") == [
         "run.yaml:6: algorithm.value.kind: must be one of separate, head, not 'hed', did you mean head?"
     ]
-    assert faults(text + "    detach: true\n") == ["run.yaml:6: algorithm.value.detach: separate has no detach (head has)"]
+    assert faults(text + "    detach: true\n") == [
+        "run.yaml:6: algorithm.value.detach: separate has no detach (head has)"
+    ]
     assert faults(text, "algorithm.value=head") == [
         "override algorithm.value=head: must be a section of `key: value` lines, not 'head', did you mean "
         "algorithm.value.kind: head?"

@@ -31,7 +31,9 @@ from rayrlhf.types import GameState, StepResult
 WORDS = ("east", "west", "east", "east", "é\U0001f600", "\udc80\ud800", "", "\x00\\", "east")
 
 
-def settings(name: str, /, step_timeout_s: float = 30.0, max_retries: int = 3, processes: int = 1, **parameters: Any):
+def settings(
+    name: str, /, step_timeout_s: float = 30.0, max_retries: int = 3, processes: int = 1, **parameters: Any
+) -> EnvironmentSettings:
     return EnvironmentSettings(
         f"tests.faulty_games:{name}", parameters, "train", step_timeout_s, max_retries, processes
     )

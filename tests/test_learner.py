@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,17 +17,20 @@ from learner_process import (
     GRADIENTS,
     LOSSES,
     STAGES,
+    Recordings,
     arrays_of,
     arrays_of_module,
     build,
     load_policy_plain,
     make_sequences,
     run,
+    run_ranks,
     step,
 )  # fmt: skip
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rayrlhf.config import AdamWConfig, LearnerConfig, ModelConfig, SGDConfig
+from rayrlhf.algorithm_config import AdamWConfig, SGDConfig
+from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.errors import CheckpointError, LearnerError
 from rayrlhf.learner import Learner, learning_rate
 from rayrlhf.losses import Objective, PolicyGradientLoss, PolicyLoss
@@ -70,25 +69,8 @@ def tiny_model(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recorded(folder: Path) -> dict[int, list[dict[Any, Any]]]:
-    """World size -> what each rank recorded: one rank here, two in processes of their own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(PROGRAM), str(folder)]
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([*command, str(rank), "2"], env=environment, **pipes) for rank in range(2)]
-    try:
-        results = {1: [run(folder, 0, 1)]}
-        errors = [process.communicate(timeout=200)[1] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)[-4000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    results[2] = [pickle.loads((folder / f"rank-{rank}.pickle").read_bytes()) for rank in range(2)]
-    return results
+def recorded(folder: Path) -> Recordings:
+    return run_ranks(PROGRAM, folder, run)
 
 
 @each_stage

@@ -220,8 +220,9 @@ def test_nothing_recorded_is_nothing_read(folder: RunFolder) -> None:
     assert read_samples(folder.path) == []
 
 
-def test_comparable_leaves_out_wall_times_alone() -> None:
-    rows = [{"iteration": 0, "objective/score": 1.0, "time/update": 0.3}]
+def test_comparable_leaves_out_what_a_resume_may_change_alone() -> None:
+    """Wall times, and what happened to the environments' processes."""
+    rows = [{"iteration": 0, "objective/score": 1.0, "time/update": 0.3, "env/memo_hits": 12.0}]
     assert comparable(rows) == [{"iteration": 0, "objective/score": 1.0}]
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rayrlhf.advantages import discounted_returns, gae, turn_links, whitening
+from rayrlhf.algorithm_config import FixedKLConfig, GAEConfig, PPOConfig
 from rayrlhf.algorithms.ppo import PPO, decision_steps, episode_queries
 from rayrlhf.algorithms.sequences import segments, split_into_minibatches
-from rayrlhf.config import FixedKLConfig, GAEConfig, PPOConfig
 from rayrlhf.kl import turn_entropy, turn_kl
 from rayrlhf.types import FloatArray, Trajectory
 from tests.game_episodes import episode, score_of, sets, turn

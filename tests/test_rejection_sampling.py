@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rayrlhf.algorithm_config import FixedKLConfig, RejectionSamplingConfig
 from rayrlhf.algorithms.rejection_sampling import RejectionSampling, choose_best
-from rayrlhf.config import FixedKLConfig, RejectionSamplingConfig
 from rayrlhf.errors import LearnerError
 from rayrlhf.types import Trajectory
 from tests.game_episodes import episode, score_of, turn

@@ -83,7 +83,10 @@ def test_batches_are_cut_by_the_run_alone() -> None:
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [("tests.broken_environments:Raises", "the dragon ate the game"), ("tests.broken_environments:NoReward", "the reward has to be a finite number, not nan")],
+    [
+        ("tests.broken_environments:Raises", "the dragon ate the game"),
+        ("tests.broken_environments:NoReward", "the reward has to be a finite number, not nan"),
+    ],
 )
 def test_a_broken_environment_is_named(tiny_model: Path, environment: str, message: str) -> None:
     with pytest.raises(EpisodeError, match=message):

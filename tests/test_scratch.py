@@ -94,6 +94,14 @@ def test_the_untrained_policy_is_near_uniform(model: ModelConfig) -> None:
     assert 0.01 < logits.std() < 0.5
 
 
+def test_the_layers_are_not_too_small_for_their_width(model: ModelConfig) -> None:
+    """Matrices of the layers have a standard deviation of 0.5 / sqrt(32), the embedding keeps 0.02."""
+    policy = load_policy(model)
+    deviations = [weight.std().item() for name, weight in policy.model.layers.named_parameters() if weight.ndim == 2]
+    assert deviations == pytest.approx([0.5 / 32**0.5] * len(deviations), rel=0.05)
+    assert policy.get_input_embeddings().weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 def test_equal_arguments_write_equal_bytes(model: ModelConfig, texts: list[str], tmp_path: Path) -> None:
     """Whatever random numbers were drawn before, and in place of what was there; another seed is another model."""
     torch.rand(7)

@@ -435,6 +435,13 @@ def test_a_game_of_unknown_logic_is_played_without_commands_and_key(make: Make, 
     assert results[1][0] == play(known, way[0], seed=seed)[-1][0]
 
 
+def test_a_file_that_is_no_game_is_named(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "letter.z5"
+    path.write_text("Dear player, " * 100)
+    with pytest.raises(EpisodeError, match=r"letter\.z5 is no game of the Z-machine"):
+        make(files=str(path)).reset(seed=0)
+
+
 def test_the_object_table_of_both_formats() -> None:
     """The Z-Machine Standards Document 1.1, 12.3: objects of 9 bytes up to version 3, of 14 from 4 on."""
     for version, entry, defaults, links in ((3, 9, 31, 3), (8, 14, 63, 6)):

@@ -24,7 +24,7 @@ from rayrlhf.errors import LearnerError, RunFolderError
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import comparable, read_metrics, read_samples
 from rayrlhf.trainer import train
-from rayrlhf.types import EpisodeSpec, TrainingSequence, UpdateReport
+from rayrlhf.types import EpisodeSpec, TrainingBatch, UpdateReport
 from rayrlhf.worker import PlayedBatch, PublishedWeights, RolloutPool
 
 
@@ -126,12 +126,12 @@ class KillsAWorkerOnce(RolloutPool):
 class KillsARankOnce(LearnerGroup):
     """A real learner whose rank 1 is killed in the middle of the fifth update."""
 
-    def update(self, sequences: Sequence[TrainingSequence], iteration: int) -> UpdateReport:
+    def update(self, batch: TrainingBatch, iteration: int) -> UpdateReport:
         if iteration == 4 and self.rebuilds == 0:
             pid = ray.get(self.ranks[1].__ray_call__.remote(lambda _: os.getpid()))
             threading.Timer(0.05, os.kill, (pid, signal.SIGKILL)).start()
         REBUILDS.append(self.rebuilds)
-        return super().update(sequences, iteration)
+        return super().update(batch, iteration)
 
 
 PLAYED: list[int] = []

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from rayrlhf.algorithms.grpo import GRPO
-from rayrlhf.algorithms.ppo import PPO
-from rayrlhf.algorithms.reinforce import Reinforce
-from rayrlhf.algorithms.rejection_sampling import RejectionSampling
-from rayrlhf.algorithms.rloo import RLOO
-from rayrlhf.config import (
+from rayrlhf.algorithm_config import (
     AlgorithmConfig,
     GRPOConfig,
     PPOConfig,
@@ -15,6 +10,11 @@ from rayrlhf.config import (
     RejectionSamplingConfig,
     RLOOConfig,
 )
+from rayrlhf.algorithms.grpo import GRPO
+from rayrlhf.algorithms.ppo import PPO
+from rayrlhf.algorithms.reinforce import Reinforce
+from rayrlhf.algorithms.rejection_sampling import RejectionSampling
+from rayrlhf.algorithms.rloo import RLOO
 
 
 def build_algorithm(config: AlgorithmConfig) -> RLOO | Reinforce | GRPO | PPO | RejectionSampling:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rayrlhf.config import FixedKLConfig
+from rayrlhf.algorithm_config import FixedKLConfig
 from rayrlhf.kl import penalty, turn_entropy, turn_kl
 from rayrlhf.types import EpisodeScore, FloatArray, Trajectory, ValueQuery
 

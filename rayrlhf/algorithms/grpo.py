@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayrlhf.advantages import group_standardised
+from rayrlhf.algorithm_config import GRPOConfig
 from rayrlhf.algorithms.policy_gradient import PolicyGradient, by_group, group_metrics
-from rayrlhf.config import GRPOConfig
 from rayrlhf.types import Trajectory
 
 

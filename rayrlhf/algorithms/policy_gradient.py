@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rayrlhf.algorithm_config import PolicyGradientConfig
 from rayrlhf.algorithms.base import EpisodeAlgorithm
 from rayrlhf.algorithms.sequences import (
     Segment,
@@ -18,7 +19,6 @@ from rayrlhf.algorithms.sequences import (
     training_batch,
     training_sequence,
 )
-from rayrlhf.config import PolicyGradientConfig
 from rayrlhf.losses import ClippedLoss, Objective, PolicyGradientLoss
 from rayrlhf.types import EpisodeScore, FloatArray, TrainingBatch, TrainingSequence, Trajectory
 

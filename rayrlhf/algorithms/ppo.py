@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayrlhf.advantages import gae, turn_links, whitening
+from rayrlhf.algorithm_config import FixedKLConfig, GAEConfig, PPOConfig
 from rayrlhf.algorithms.base import EpisodeAlgorithm
 from rayrlhf.algorithms.sequences import (
     TurnTarget,
@@ -17,7 +18,6 @@ from rayrlhf.algorithms.sequences import (
     training_batch,
     training_sequence,
 )
-from rayrlhf.config import FixedKLConfig, GAEConfig, PPOConfig
 from rayrlhf.kl import turn_kl
 from rayrlhf.losses import ClippedLoss, Objective, ValueObjective
 from rayrlhf.types import EpisodeScore, FloatArray, IntArray, TrainingBatch, Trajectory, Turn, ValueQuery

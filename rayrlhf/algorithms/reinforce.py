@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayrlhf.advantages import minus_moving_average
+from rayrlhf.algorithm_config import ReinforceConfig
 from rayrlhf.algorithms.policy_gradient import PolicyGradient
-from rayrlhf.config import ReinforceConfig
 from rayrlhf.types import Trajectory
 
 

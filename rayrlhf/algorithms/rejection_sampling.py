@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayrlhf.advantages import discounted_returns
+from rayrlhf.algorithm_config import RejectionSamplingConfig
 from rayrlhf.algorithms.base import EpisodeAlgorithm
 from rayrlhf.algorithms.sequences import Segment, constant, counted_tokens, training_batch, training_sequence
-from rayrlhf.config import RejectionSamplingConfig
 from rayrlhf.errors import LearnerError
 from rayrlhf.kl import penalty, turn_kl
 from rayrlhf.losses import Objective, PolicyGradientLoss

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayrlhf.advantages import whitening
-from rayrlhf.config import LossReduction
+from rayrlhf.algorithm_config import LossReduction
 from rayrlhf.types import (
     AllowedTokens,
     FloatArray,

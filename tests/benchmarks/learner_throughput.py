@@ -23,7 +23,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rayrlhf.config import AdamWConfig, LearnerConfig
+from rayrlhf.algorithm_config import AdamWConfig
+from rayrlhf.config import LearnerConfig
 from rayrlhf.learner import Learner
 from rayrlhf.losses import PolicyGradientLoss
 from rayrlhf.micro_batches import collate

@@ -1,0 +1,128 @@
+"""From a config to the parts of a run: environments, the model it starts from, settings of workers and learner.
+
+`trainer.train` puts the parts together; nothing but it and these functions reads a whole config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayrlhf.config import ModelConfig, RunConfig
+from rayrlhf.environments import EnvironmentSettings, has_held_out_games, open_environments, takes_prompts
+from rayrlhf.errors import ConfigError
+from rayrlhf.learner_group import LearnerSettings
+from rayrlhf.losses import Objective
+from rayrlhf.policy import check_model, context_length, load_tokenizer
+from rayrlhf.prompts import Prompts, load_prompts
+from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.scratch import environment_texts, make_scratch_model
+from rayrlhf.types import Split
+from rayrlhf.worker import WorkerSettings
+
+
+def check_actions(config: RunConfig) -> None:
+    """Raises ConfigError for actions that cannot be trained: a ranked command's probability is of whole commands."""
+    if config.agent.actions == "rank":
+        raise ConfigError(
+            "agent.actions: rank is to evaluate and to play with: its probabilities are of whole commands, not of "
+            "tokens, and the learner has no loss for them; train with constrained"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """What a run starts from, checked."""
+
+    model: ModelConfig
+    prompts: Prompts
+
+
+def starting_point(config: RunConfig, model: ModelConfig) -> StartingPoint:
+    """The model that the policy starts from and the prompts in its tokens. Raises ModelError, PromptError."""
+    tokenizer = load_tokenizer(model)
+    prompts = Prompts((), dropped=0, cut=0, source="the environment")
+    if takes_prompts(config.environment.name):
+        prompts = load_prompts(
+            config.environment.prompts, tokenizer, context_length(model), config.rollout.max_new_tokens
+        )
+    check_model(model, tokenizer)
+    return StartingPoint(model, prompts)
+
+
+def scratch_model(config: RunConfig, environments: Mapping[Split, EnvironmentSettings], folder: Path) -> ModelConfig:
+    """The model of `model.scratch` in `folder`, made there unless a run that is resumed has made it."""
+    assert config.model.scratch is not None
+    if not folder.is_dir():
+        with contextlib.closing(open_environments(environments["train"], [])) as games:
+            make_scratch_model(config.model.scratch, environment_texts(games), config.seed, folder)
+    return ModelConfig(path=str(folder))
+
+
+def environment_settings(config: RunConfig) -> dict[Split, EnvironmentSettings]:
+    """How the environments of each split are made; not every environment has held-out games."""
+    environment = config.environment
+    splits: tuple[Split, ...] = ("train", "held_out") if has_held_out_games(environment.name) else ("train",)
+    return {
+        split: EnvironmentSettings(
+            name=environment.name,
+            parameters=environment.parameters,
+            split=split,
+            step_timeout_s=environment.step_timeout_s,
+            max_retries=environment.max_retries,
+        )
+        for split in splits
+    }
+
+
+def worker_settings(
+    config: RunConfig, start: StartingPoint, environments: Mapping[Split, EnvironmentSettings]
+) -> WorkerSettings:
+    rollout = config.rollout
+    return WorkerSettings(
+        model=start.model,
+        environments=environments,
+        prompts=start.prompts.items,
+        agent=config.agent,
+        max_turns=config.environment.max_turns,
+        sampling=SamplingSettings(
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            top_k=rollout.top_k,
+            top_p=rollout.top_p,
+            score_prompt=config.algorithm.include_prompt,
+        ),
+        device=device_of(config, rollout.gpus_per_worker),
+        dtype="bfloat16" if precision_of(config) == "bf16" else "float32",
+        threads=max(1, math.floor(rollout.cpus_per_worker)),
+    )
+
+
+def learner_settings(config: RunConfig, model: ModelConfig, objective: Objective, device: str) -> LearnerSettings:
+    return LearnerSettings(
+        model=model,
+        objective=objective,
+        value=getattr(config.algorithm, "value", None),
+        optimizer=config.optimizer,
+        learner=config.learner.model_copy(update={"precision": precision_of(config)}),
+        temperature=config.rollout.temperature,
+        iterations=config.iterations,
+        device=device,
+    )
+
+
+def device_of(config: RunConfig, gpus: float) -> str:
+    """Where an actor with so many GPUs computes. Raises ConfigError for `device: cuda` without any."""
+    if config.device == "cuda" and not gpus:
+        raise ConfigError("device: cuda needs rollout.gpus_per_worker and learner.gpus_per_rank above 0")
+    return "cuda" if gpus and config.device != "cpu" else "cpu"
+
+
+def precision_of(config: RunConfig) -> str:
+    """fp32 or bf16: `auto` is bf16 where the learner has GPUs."""
+    if config.learner.precision != "auto":
+        return config.learner.precision
+    return "bf16" if device_of(config, config.learner.gpus_per_rank) == "cuda" else "fp32"
