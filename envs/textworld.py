@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -167,10 +168,24 @@ class TextWorld(gymnasium.Env[str, str]):
             self._interpreter.close()
         self._interpreter, self._shown = None, None
 
+    def first_seed(self, seed: int) -> int:
+        """The smallest seed whose episode is the same, as it is for all episodes of one of our own games."""
+        if self._files is not None:
+            return seed  # other games may draw random numbers
+        count = self._count()
+        if self._split == "held_out":
+            return seed % count
+        return int(np.flatnonzero(_order(0, count) == self._number_of(seed))[0])
+
+    def _count(self) -> int:
+        return len(self._files) if self._files is not None else self._games[self._split]
+
+    def _number_of(self, episode: int) -> int:
+        epoch, place = divmod(episode, self._count())
+        return place if self._split == "held_out" else int(_order(epoch, self._count())[place])
+
     def _file_of(self, episode: int) -> Path:
-        count = len(self._files) if self._files is not None else self._games[self._split]
-        epoch, place = divmod(episode, count)
-        number = place if self._split == "held_out" else int(np.random.default_rng(epoch).permutation(count)[place])
+        number = self._number_of(episode)
         if self._files is not None:
             return self._files[number]
         if number not in self._found:
@@ -220,6 +235,12 @@ def _game_files(files: str | Sequence[str]) -> list[Path]:
     if not found:
         raise EpisodeError("textworld: files is empty; name a game file or a folder of them")
     return found
+
+
+@functools.lru_cache(maxsize=4)
+def _order(epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """[count] the games of an epoch, in the order they are played."""
+    return np.random.default_rng(epoch).permutation(count)
 
 
 def _step_limit(max_steps: int | Literal["auto"] | None, kind: GameKind) -> int | None:

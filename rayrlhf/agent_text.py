@@ -60,10 +60,10 @@ def make_prompter(
             f"itself takes {frame.tokens}"
         )
     if agent.prompt == "transcript":
-        return TranscriptPrompter(texts, frame, limit)
+        return TranscriptPrompter(texts, frame, limit, max_new_tokens)
     if agent.prompt == "actions":
-        return ActionsPrompter(texts, frame, limit, agent.memory_turns)
-    return WindowPrompter(texts, frame, limit, agent.memory_turns, agent.prompt)
+        return ActionsPrompter(texts, frame, limit, max_new_tokens, agent.memory_turns)
+    return WindowPrompter(texts, frame, limit, max_new_tokens, agent.memory_turns, agent.prompt)
 
 
 def _refuse_game_settings(agent: AgentConfig) -> None:
@@ -102,16 +102,20 @@ class PlainPrompter:
 class GamePrompter:
     """What the prompters of games share: commands as ids, and the limit of tokens."""
 
-    def __init__(self, texts: TextIds, frame: Frame, limit: int):
-        """`limit`: tokens of the longest prompt, more than the frame takes."""
+    def __init__(self, texts: TextIds, frame: Frame, limit: int, longest_command: int):
+        """`limit`: tokens of the longest prompt, more than the frame takes; `longest_command`: tokens left for a command."""
         self._texts = texts
         self._frame = frame
         self._limit = limit
+        self._longest_command = longest_command
         self.cut = 0  # observations so far that were too long for a prompt and lost their beginning
         self._commands = functools.lru_cache(CACHED_TEXTS)(self._command_ids)
 
     def command_ids(self, command: str) -> IntArray:
-        """The command's ids after the space that the format calls for, and the EOS token."""
+        """The command's ids after the space that the format calls for, and the EOS token.
+
+        Raises PromptError for a command that is longer than a response may be.
+        """
         return self._commands(command)
 
     def decode(self, ids: IntArray) -> str:
@@ -121,6 +125,11 @@ class GamePrompter:
 
     def _command_ids(self, command: str) -> IntArray:
         ids = np.append(self._texts.of_game(f"{self._frame.space}{command}"), self._texts.eos)
+        if len(ids) > self._longest_command:
+            raise PromptError(
+                f"the command {command!r} takes {len(ids)} tokens with its EOS, more than rollout.max_new_tokens "
+                f"{self._longest_command}: raise it"
+            )
         ids.flags.writeable = False
         return ids
 
@@ -138,8 +147,10 @@ class GamePrompter:
 class WindowPrompter(GamePrompter):
     """The last states and actions, then the current state: formats `observation`, `you`, `question`, `sentence`."""
 
-    def __init__(self, texts: TextIds, frame: Frame, limit: int, memory_turns: int, layout: PromptFormat):
-        super().__init__(texts, frame, limit)
+    def __init__(
+        self, texts: TextIds, frame: Frame, limit: int, longest_command: int, memory_turns: int, layout: PromptFormat
+    ):
+        super().__init__(texts, frame, limit, longest_command)
         self._memory_turns = memory_turns
         self._layout = layout
 
@@ -159,8 +170,8 @@ class WindowPrompter(GamePrompter):
 class ActionsPrompter(GamePrompter):
     """The last actions, newest first, a numbered line for each whether taken or not, then the current state."""
 
-    def __init__(self, texts: TextIds, frame: Frame, limit: int, memory_turns: int):
-        super().__init__(texts, frame, limit)
+    def __init__(self, texts: TextIds, frame: Frame, limit: int, longest_command: int, memory_turns: int):
+        super().__init__(texts, frame, limit, longest_command)
         between = "" if frame.space else " "  # a response has the space before it where the frame has one
         self._numbers = [texts.of_game(f"{1 + age}{between}") for age in range(memory_turns)]
         self._not_taken = texts.of_game(f"{frame.space}{NOT_TAKEN}")

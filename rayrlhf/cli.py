@@ -126,7 +126,7 @@ def evaluate(
 def play(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN_OR_MODEL]", help="A run's folder, or a model with --game.", show_default=False),
+        typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, or a model with --game.", show_default=False),
     ] = None,
     game: Annotated[Path | None, typer.Option(help="Play this game file (.z8).", show_default=False)] = None,
     human: Annotated[bool, typer.Option("--human", help="Play alone, without the policy.")] = False,
@@ -178,6 +178,26 @@ def play(
             exports=exports,
         )
     )
+
+
+@app.command()
+def imitate(
+    source: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or a YAML file: games and model.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the trained model; it must not exist yet.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as optimizer.lr=1e-3.")
+    ] = None,
+    games: Annotated[int, typer.Option(min=1, help="Training games whose solutions are shown.")] = 200,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over all turns.")] = 10,
+    turns_per_step: Annotated[int, typer.Option(min=1, help="Turns behind one optimizer step.")] = 64,
+) -> None:
+    """Train a policy on the known solutions of a recipe's games, to start reinforcement learning from it."""
+    from rayrlhf.config_loading import load_config
+    from rayrlhf.imitation import ImitationSettings
+    from rayrlhf.imitation import imitate as train_on_solutions
+
+    config = load_config(source, overrides or [])
+    typer.echo(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step)))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Literal
 
 from rayrlhf.environment_process import EnvironmentProcess, Slot
-from rayrlhf.environments import EnvironmentSettings, difference
+from rayrlhf.environments import EnvironmentSettings, difference, first_seeds
 from rayrlhf.errors import EpisodeError
 from rayrlhf.private_folder import PrivateFolder
 from rayrlhf.transition_memo import Transition, TransitionMemo
@@ -49,6 +49,7 @@ class ProcessEnvironments:
         """
         self._settings = settings
         self._prompts = tuple(prompts)
+        self._first_seed = first_seeds(settings, prompts)
         self._memo = TransitionMemo(memo_entries) if memo_entries else None
         self._load_timeout_s = load_timeout_s
         self._recycle_after = recycle_after
@@ -65,7 +66,7 @@ class ProcessEnvironments:
         """See `interfaces.Environments`. Raises EpisodeError where a game cannot be built or started."""
         start = time.perf_counter()
         self._recycle_hosts()
-        self._slots = [Slot(seed) for seed in seeds]
+        self._slots = [Slot(self._first_seed(seed)) for seed in seeds]
         self._answer(range(len(seeds)))
         self._counts["env/wait_seconds"] += time.perf_counter() - start
         return [slot.results[0] for slot in self._slots]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -118,6 +119,19 @@ def make_environment(settings: EnvironmentSettings, prompts: Sequence[str] = ())
                 "as with `rayrlhf.text_space.TextSpace()` or `gymnasium.spaces.Text`."
             )
     return environment
+
+
+def first_seeds(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Callable[[int], int]:
+    """For a seed the smallest one that starts the same episode, as far as the environment says so.
+
+    It says so with a method `first_seed(seed)`, as one that goes through a fixed set of games does; what was seen of a
+    game is remembered under that seed.
+    """
+    creator = check_environment(settings, prompts)
+    if not hasattr(creator, "first_seed"):
+        return lambda seed: seed
+    method: Callable[[int], int] = make_environment(settings, prompts).first_seed  # type: ignore[attr-defined]
+    return functools.lru_cache(maxsize=4096)(method)
 
 
 def open_environments(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Environments:

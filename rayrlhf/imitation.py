@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 
@@ -27,12 +28,10 @@ from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.losses import Objective, PolicyGradientLoss
 from rayrlhf.policy import context_length, load_policy, load_tokenizer, score_allowed
 from rayrlhf.progress import Progress
-from rayrlhf.run_parts import environment_settings, learner_settings, scratch_model
+from rayrlhf.run_parts import device_of, environment_settings, learner_settings, scratch_model
 from rayrlhf.types import TrainingSequence
 from rayrlhf.walkthroughs import Demonstration, walkthroughs
 from rayrlhf.weights import load_into
-
-FOLLOWS = "give rayrlhf train model.scratch= model.path={} to go on from it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def imitate(config: RunConfig, output: Path, settings: ImitationSettings) -> Pat
         stack.enter_context(ray_session(config))
         objective = Objective(PolicyGradientLoss(importance_cap=None))
         paced = config.model_copy(update={"iterations": settings.epochs})
-        group = LearnerGroup(learner_settings(paced, start, objective, "cpu"))
+        group = LearnerGroup(learner_settings(paced, start, objective, device_of(config, config.learner.gpus_per_rank)))
         stack.callback(group.close)
         group.start()
         _train(group, start, shown, config.rollout.temperature, settings, config.seed, progress)
@@ -92,10 +91,9 @@ def _train(
     """One update an epoch. The policy's own log-probabilities go with it: the learner checks that it has its weights."""
     torch.set_num_threads(1)
     policy = load_policy(start)
-    sequences = [torch_free for torch_free in shown]
     for epoch in range(settings.epochs):
         batch = training_batch(
-            training_sequences(policy, sequences, temperature),
+            training_sequences(policy, shown, temperature),
             "token_mean",
             epochs=1,
             minibatches=max(1, round(len(shown) / settings.turns_per_step)),
@@ -105,14 +103,15 @@ def _train(
         report = group.update(batch, epoch)
         published = group.publish()
         load_into(policy, ray.get(published.ref[0]))
-        progress.update(epoch, {"objective/score": -report.metrics["learner/loss"]})
+        progress.message(f"epoch {epoch + 1}: cross-entropy {report.metrics['learner/loss']:.3f} nats a choice")
+        progress.update(epoch, {})
 
 
 def training_sequences(
     policy: torch.nn.Module, shown: Sequence[Demonstration], temperature: float
 ) -> list[TrainingSequence]:
     """A sequence a turn, whose loss is the cross-entropy of its response's choices on the mean over all of them."""
-    ids = [demonstration.input_ids for demonstration in shown]
+    ids = [np.concatenate([demonstration.prompt_ids, demonstration.response_ids]) for demonstration in shown]
     starts = [len(demonstration.prompt_ids) for demonstration in shown]
     scores = score_allowed(policy, ids, starts, [demonstration.allowed for demonstration in shown], temperature)
     chosen = [~demonstration.allowed.forced for demonstration in shown]
@@ -121,9 +120,9 @@ def training_sequences(
         TrainingSequence(
             input_ids=tokens,
             start=start,
-            advantages=choices.astype("float32"),
+            advantages=choices.astype(np.float32),
             behaviour_logprobs=logprobs,
-            weights=(choices * weight).astype("float32"),
+            weights=(choices * weight).astype(np.float32),
             allowed=demonstration.allowed,
         )
         for tokens, start, choices, (_, logprobs), demonstration in zip(ids, starts, chosen, scores, shown)

@@ -34,10 +34,10 @@ from rayrlhf.policy import load_policy, load_tokenizer
 from rayrlhf.policy_network import PolicyNetwork
 from rayrlhf.strategy import Device
 from rayrlhf.types import FloatArray, Minibatch, TrainingBatch, UpdateReport, ValueQuery, Weights
+from rayrlhf.update_checks import check_agreement, check_finite
 from rayrlhf.update_statistics import (
     Step,
     StepStatistics,
-    TokenStatistics,
     ValueStatistics,
     update_metrics,
     variance_explained,
@@ -99,7 +99,6 @@ class Learner:
         if (objective.value is None) != (value is None):
             raise LearnerError("a value network and an objective to fit it come together: give both or neither")
         self._objective = objective
-        self._optimizer = optimizer
         self._config = config
         self._temperature = temperature
         self._iterations = iterations
@@ -110,11 +109,11 @@ class Learner:
         self.version = 0  # updates behind the weights
         self._stopped = False
 
-        bf16 = config.precision == "bf16" or (
+        self._bf16 = config.precision == "bf16" or (
             config.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
         )
-        self._precision = "bf16-mixed" if bf16 else "32-true"
-        fabric = launch_fabric(config.zero_stage, self._precision, device, rank, world)
+        precision = "bf16-mixed" if self._bf16 else "32-true"
+        fabric = launch_fabric(config.zero_stage, precision, device, rank, world)
         self._device = fabric.device
         self._network = _policy_network(load_policy(self._model), value)
         self._limits = limits_of(self._network.policy)
@@ -152,10 +151,9 @@ class Learner:
                 break
         self._stopped = False
         self.version += 1
-        metrics = update_metrics(steps) | {"policy/stopped_early": float(len(steps) < len(batch.minibatches))}
-        metrics["learner/lr"] = rates["policy"]
-        if "value" in rates:
-            metrics["learner/value_lr"] = rates["value"]
+        metrics = update_metrics(steps, with_values=self._objective.value is not None)
+        metrics |= {"learner/lr" if name == "policy" else "learner/value_lr": rate for name, rate in rates.items()}
+        metrics["policy/stopped_early"] = float(len(steps) < len(batch.minibatches))
         if self._objective.value is not None:
             metrics["val/var_explained"] = variance_explained(packed.values, packed.returns, packed.value_weights != 0)
         seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=self._device)
@@ -180,9 +178,9 @@ class Learner:
                     engine.next_micro_batch()
         statistics = statistics.reduced()
         state = "no weight was changed" if not behind else f"{behind} of {of} steps of this update were already taken"
-        self._check_finite(statistics, state)
+        check_finite(statistics, state)
         if not behind:
-            self._check_agreement(statistics.tokens)
+            check_agreement(statistics.tokens, self._config, self._bf16)
         norms = {name: engine.finish() for name, engine in self._engines.items()}
         return Step(statistics, norms["policy"], norms.get("value"), plan.padding, plan.micro_batches)
 
@@ -203,33 +201,6 @@ class Learner:
             of_value, of_values = value_loss(values, batch, objective.value)
             self._engines["value"].backward(of_value)
         return StepStatistics(of_tokens, of_values, _losses(loss, of_value))
-
-    def _check_finite(self, statistics: StepStatistics, state: str) -> None:
-        """Raises LearnerError on all ranks, whose numbers are the same here, where the step must not be taken."""
-        losses = statistics.losses.tolist()
-        if statistics.not_finite or not np.isfinite(losses).all():
-            raise LearnerError(
-                f"the loss is not finite on {statistics.not_finite} of {statistics.tokens.count} scored tokens (policy "
-                f"{losses[0]}, value {losses[1]}); {state}. Check the rewards' scale, and that optimizer.lr has not made "
-                "the policy diverge in the updates before."
-            )
-
-    def _check_agreement(self, tokens: TokenStatistics) -> None:
-        """Raises LearnerError on all ranks where the policy is not the one that sampled (SPEC X-5)."""
-        metrics = tokens.metrics()
-        gaps = metrics["learner/logprob_gap_max"], metrics["learner/logprob_gap_mean"]
-        if self._precision == "bf16-mixed":
-            gap, limit, option = gaps[1], self._config.max_mean_logprob_gap_bf16, "max_mean_logprob_gap_bf16"
-        else:
-            gap, limit, option = gaps[0], self._config.max_logprob_gap, "max_logprob_gap"
-        if gap > limit:
-            raise LearnerError(
-                f"learner and sampler disagree about the log-probabilities of {tokens.count} scored tokens: by "
-                f"{gaps[0]:.3g} nats on the worst, by {gaps[1]:.3g} on the mean token; learner.{option} allows {limit:g}. "
-                "No weight was changed. Check that both have the same model, weights version and temperature, that the "
-                "behaviour log-probabilities are those of the full vocabulary, or of the tokens allowed where decoding "
-                "was constrained, and that each stands at its own token."
-            )
 
     def values(self, queries: Sequence[ValueQuery]) -> list[FloatArray]:
         """V of what `queries` ask for, [S] each, the same at every rank.
@@ -320,7 +291,7 @@ class Learner:
         return {
             "learner.ranks": self.world,
             "learner.zero_stage": self._config.zero_stage,
-            "learner.precision": "bf16" if self._precision == "bf16-mixed" else "fp32",
+            "learner.precision": "bf16" if self._bf16 else "fp32",
             "algorithm.value.kind": self._value_config.kind if self._value_config else None,
             "algorithm.value.head": self._value_config.head if self._value_config else None,
         }

@@ -18,8 +18,8 @@ from rayrlhf.config import ModelConfig
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import UserError
 from rayrlhf.game_lookup import GameLookup
-from rayrlhf.interfaces import Prompter
-from rayrlhf.play_decisions import Player
+from rayrlhf.interfaces import Environments, Prompter
+from rayrlhf.play_decisions import Decider
 from rayrlhf.play_outputs import Exports, TranscriptFile, check_new
 from rayrlhf.play_policy import PlayPolicy
 from rayrlhf.play_replay import first_difference
@@ -84,16 +84,17 @@ def play(options: PlayOptions) -> None:
     transcript = TranscriptFile(header_of(setting, seat, options.seed), options.save)
     console = plain_console()
     screen = Screen(console, setting.title)
-    player: Player
+    player: Decider
     if options.watch:
         player = Watcher(screen, options.delay_s)
     else:
         player = Person(screen, keyboard(), GameLookup(setting.environment), transcript.save)
-    record = play_session(setting, seat, player, transcript.keep_up, options.seed, options.greedy)
+    with contextlib.closing(open_environments(setting.environment)) as environments:
+        record = play_session(setting, environments, seat, player, transcript.keep_up, options.seed, options.greedy)
     if options.save is not None and record:
-        console.print(f"transcript in {options.save}")
+        console.print(f"transcript in {options.save}", soft_wrap=True)
     for line in options.exports.write(record):
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def play_again(file: Path, exports: Exports) -> bool:
@@ -106,36 +107,36 @@ def play_again(file: Path, exports: Exports) -> bool:
         difference = first_difference(transcript, environments)
     undone = sum(turn.undone for turn in transcript.turns)
     told = f"{len(transcript.turns) - undone} moves, and {undone} that were undone"
-    console.print(f"{file}: {difference or f'leads to the same states: {told}'}")
+    console.print(f"{file}: {difference or f'leads to the same states: {told}'}", soft_wrap=True)
     for line in exports.write(transcript.turns):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     return difference is None
 
 
 def play_session(
     setting: Setting,
+    environments: Environments,
     seat: Seat,
-    player: Player,
+    player: Decider,
     on_change: Callable[[Sequence[PlayedTurn]], None],
     seed: int,
     greedy: bool,
 ) -> Sequence[PlayedTurn]:
-    """Plays in the setting until the player leaves; returns the record."""
-    with contextlib.closing(open_environments(setting.environment)) as environments:
-        session = PlaySession(
-            environments=environments,
-            prompter=seat.prompter,
-            text_of=seat.text_of,
-            policy=seat.policy,
-            player=player,
-            on_change=on_change,
-            max_turns=setting.max_turns,
-            split=setting.environment.split,
-            greedy=greedy,
-        )
-        with contextlib.suppress(KeyboardInterrupt):
-            session.play(seed)
-        return session.record
+    """Plays in the setting until the player leaves, by Ctrl-C too; returns the record."""
+    session = PlaySession(
+        environments=environments,
+        prompter=seat.prompter,
+        text_of=seat.text_of,
+        policy=seat.policy,
+        player=player,
+        on_change=on_change,
+        max_turns=setting.max_turns,
+        split=setting.environment.split,
+        greedy=greedy,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        session.play(seed)
+    return session.record
 
 
 def take_seat(setting: Setting, with_policy: bool) -> Seat:

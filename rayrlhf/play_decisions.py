@@ -75,7 +75,7 @@ class View:
         return self.now.terminated or self.now.truncated or len(self.moves) == self.limit
 
 
-class Player(Protocol):
+class Decider(Protocol):
     """Who decides: a person at the keyboard, or a policy that is watched."""
 
     def decide(self, view: View) -> Decision:

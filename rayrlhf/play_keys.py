@@ -29,8 +29,8 @@ t T           temperature of the policy, above 0
 g             greedy: the policy takes its likeliest command, or draws again
 s [FILE]      save the transcript
 ?             this help
-q             quit (as Ctrl-D)"""
-DEFAULT_FILE = "transcript.jsonl"
+q             quit (as Ctrl-D)
+A single letter is a key, unless the game lists it as a command just now."""
 
 
 @dataclass(frozen=True, slots=True)

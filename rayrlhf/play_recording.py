@@ -5,6 +5,7 @@ The session is a real one, with the run's policy: only the keys are given. Its f
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from rayrlhf.environments import open_environments
 from rayrlhf.errors import UserError
 from rayrlhf.game_lookup import GameLookup
 from rayrlhf.play import play_session, take_seat
@@ -80,7 +82,7 @@ class Film:
 
 
 class FilmedPerson:
-    """A person with a script instead of a keyboard (see `play_decisions.Player`), filmed."""
+    """A person with a script instead of a keyboard (see `play_decisions.Decider`), filmed."""
 
     def __init__(self, film: Film, title: str, lookup: GameLookup, script: Sequence[str]):
         self._film = film
@@ -127,10 +129,9 @@ def draw(frame: Frame, console: Console) -> Image.Image:
 
 
 def _colour(style: Style) -> tuple[int, int, int]:
-    colour = style.color.get_truecolor(_THEME) if style.color else _THEME.foreground_color
-    if not style.dim:
-        return tuple(colour)
-    red, green, blue = ((part + behind) // 2 for part, behind in zip(colour, _THEME.background_color))
+    red, green, blue = style.color.get_truecolor(_THEME) if style.color else _THEME.foreground_color
+    if style.dim:
+        red, green, blue = ((part + behind) // 2 for part, behind in zip((red, green, blue), _THEME.background_color))
     return red, green, blue
 
 
@@ -145,7 +146,7 @@ def write_picture(film: Film, file: Path) -> None:
     wall = Image.new("RGB", (images[0].width, images[0].height * len(images)))
     for number, image in enumerate(images):
         wall.paste(image, (0, number * image.height))
-    palette = wall.quantize(COLOURS, dither=Image.Dither.NONE)
+    palette = wall.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # rare colours too
     first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
     durations = [frame.milliseconds for frame in film.frames[:-1]]
     first.save(file, save_all=True, append_images=rest, duration=[*durations, LAST_MS], loop=0, optimize=True)
@@ -162,7 +163,9 @@ def record(
     setting = find_setting(source, game, "held_out" if held_out else "train")
     film = Film()
     player = FilmedPerson(film, setting.title, GameLookup(setting.environment), DEMO)
-    play_session(setting, take_seat(setting, with_policy=True), player, lambda _: None, seed, greedy=True)
+    seat = take_seat(setting, with_policy=True)
+    with contextlib.closing(open_environments(setting.environment)) as environments:
+        play_session(setting, environments, seat, player, lambda _: None, seed, greedy=True)
     write_picture(film, file)
     print(f"{file}: {len(film.frames)} frames, {file.stat().st_size / 1000:.0f} kB")
 

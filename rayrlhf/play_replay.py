@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from rayrlhf.code_points import CodePointPrompter
-from rayrlhf.interfaces import Environments
+from rayrlhf.interfaces import Environments, Prompter
 from rayrlhf.prompt_formats import written
 from rayrlhf.rollout import example_action, play_episodes
 from rayrlhf.transcripts import PlayedTurn, Transcript, standing
@@ -16,9 +16,9 @@ from rayrlhf.types import Action, EpisodeSpec, Situation, Split, Turn
 class ScriptedActor:
     """Takes the commands of one episode, one after the other."""
 
-    def __init__(self, commands: Sequence[str]):
+    def __init__(self, commands: Sequence[str], prompter: Prompter):
         self._commands = iter(commands)
-        self._prompter = CodePointPrompter()
+        self._prompter = prompter
 
     def act(self, situations: Sequence[Situation]) -> list[Action]:
         return [example_action(next(self._commands), self._prompter) for _ in situations]
@@ -39,8 +39,9 @@ def _in_order(turns: Sequence[PlayedTurn]) -> list[PlayedTurn]:
 
 def _difference_of(game: int, recorded: Sequence[PlayedTurn], environments: Environments, split: Split) -> str | None:
     spec = EpisodeSpec(group=0, index=0, environment_seed=recorded[0].seed, sampling_seed=0, split=split)
-    actor = ScriptedActor([turn.action for turn in recorded])
-    [again] = play_episodes([spec], environments, actor, CodePointPrompter(), max_turns=len(recorded))
+    prompter = CodePointPrompter()
+    actor = ScriptedActor([turn.action for turn in recorded], prompter)
+    [again] = play_episodes([spec], environments, actor, prompter, max_turns=len(recorded))
     where = f"game {game}, seed {spec.environment_seed}"
     for number, (turn, now) in enumerate(zip(recorded, again.turns), start=1):
         for name, (then, value) in _compared(turn, now).items():

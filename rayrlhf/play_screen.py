@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -62,15 +61,14 @@ def move_line(turn: PlayedTurn) -> Text:
     return line
 
 
-def _status(title: str, view: View, bar: str) -> RenderableType:
+def _status(title: str, view: View, bar: str) -> Text:
     state = view.now.state
     of_most = f"/{state.max_score:g}" if state.max_score else ""
     facts = [title, f"seed {view.seed}", f"moves {len(view.moves)}", f"score {state.score:g}{of_most}"]
     if view.temperature is not None:
-        facts.append("greedy" if view.greedy else f"temperature {view.temperature:g}")
-    return Rule(
-        Text(" · ".join(facts), style="bold"), characters="─" if bar == BLOCK else "-", style="dim", align="left"
-    )
+        facts.append("greedy" if view.greedy else f"T {view.temperature:g}")
+    dashes = ("─" if bar == BLOCK else "-") * 3
+    return Text.assemble((dashes, "dim"), (f" {' · '.join(facts)} ", "bold"), (dashes, "dim"))
 
 
 def _said(observation: str) -> Text:

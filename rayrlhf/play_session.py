@@ -14,9 +14,9 @@ import numpy as np
 from rayrlhf.errors import EpisodeError
 from rayrlhf.interfaces import Environments, Prompter
 from rayrlhf.play_decisions import (
+    Decider,
     Decision,
     OwnMove,
-    Player,
     PolicyMove,
     Quit,
     Restart,
@@ -76,7 +76,7 @@ class PlaySession:
         prompter: Prompter,
         text_of: Callable[[IntArray], str],
         policy: PlayPolicy | None,
-        player: Player,
+        player: Decider,
         on_change: Callable[[Sequence[PlayedTurn]], None],
         max_turns: int,
         split: Split = "train",

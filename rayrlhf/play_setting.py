@@ -83,10 +83,10 @@ def of_run(folder: Path, split: Split) -> Setting:
 
 
 def _title(name: str, parameters: Mapping[str, Any]) -> str:
-    """The environment with what kind of game it has, where it says that: `textworld coin_collector level 5`."""
-    words = [str(parameters[key]) for key in ("kind",) if key in parameters]
-    words += [f"{key} {parameters[key]}" for key in ("level",) if key in parameters]
-    return " ".join([name, *words])
+    """The environment with what it says of its kind of game: `textworld coin_collector level 5`."""
+    kind = f" {parameters['kind']}" if "kind" in parameters else ""
+    level = f" level {parameters['level']}" if "level" in parameters else ""
+    return f"{name}{kind}{level}"
 
 
 def with_game(environment: EnvironmentSettings, game: Path) -> EnvironmentSettings:

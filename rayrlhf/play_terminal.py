@@ -38,7 +38,7 @@ class Screen:
         self._console.print(move_line(turn))
 
     def say(self, message: RenderableType) -> None:
-        self._console.print(message)
+        self._console.print(message, soft_wrap=True)  # paths and maps keep their lines
 
 
 class Person:
@@ -126,7 +126,15 @@ def keyboard() -> Callable[[], str]:
     if os.environ.get("TERM") != "dumb":
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives `input` its line editing
-    return lambda: input(PROMPT)
+    return _read_edited
+
+
+def _read_edited() -> str:
+    try:
+        return input(PROMPT)
+    except (EOFError, KeyboardInterrupt):
+        print()  # what follows starts a line of its own
+        raise
 
 
 def _read_shown() -> str:

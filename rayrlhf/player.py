@@ -38,6 +38,7 @@ class Player:
         self.max_turns = max_turns
         self.prompter = make_prompter(agent, tokenizer, prompts, context, sampling.max_new_tokens)
         sampler = TransformersSampler(policy, tokenizer.eos_token_id, sampling)
+        self._cut = 0
         self.actor = make_actor(agent.actions, sampler, self.prompter, agent.stop_at_sentence)
         self.examples = make_examples(agent.examples)
 
@@ -46,3 +47,8 @@ class Player:
         examples = self.examples if specs[0].split == "train" else None
         self.actor.reset()
         return play_episodes(specs, environments, self.actor, self.prompter, weights_version, self.max_turns, examples)
+
+    def observations_cut(self) -> int:
+        """Observations since the last call that were too long for a prompt and lost their beginning."""
+        before, self._cut = self._cut, getattr(self.prompter, "cut", 0)
+        return self._cut - before

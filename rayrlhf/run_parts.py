@@ -14,6 +14,7 @@ from pathlib import Path
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.environments import EnvironmentSettings, has_held_out_games, open_environments, takes_prompts
 from rayrlhf.errors import ConfigError
+from rayrlhf.examples import make_examples
 from rayrlhf.learner_group import LearnerSettings
 from rayrlhf.losses import Objective
 from rayrlhf.policy import check_model, context_length, load_tokenizer
@@ -24,13 +25,14 @@ from rayrlhf.types import Split
 from rayrlhf.worker import WorkerSettings
 
 
-def check_actions(config: RunConfig) -> None:
-    """Raises ConfigError for actions that cannot be trained: a ranked command's probability is of whole commands."""
+def check_agent(config: RunConfig) -> None:
+    """Raises ConfigError for what cannot be trained, and for examples that cannot be played."""
     if config.agent.actions == "rank":
         raise ConfigError(
             "agent.actions: rank is to evaluate and to play with: its probabilities are of whole commands, not of "
             "tokens, and the learner has no loss for them; train with constrained"
         )
+    make_examples(config.agent.examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def learner_settings(config: RunConfig, model: ModelConfig, objective: Objective
     return LearnerSettings(
         model=model,
         objective=objective,
-        value=getattr(config.algorithm, "value", None),
+        value=getattr(config.algorithm, "value", None) if objective.value is not None else None,
         optimizer=config.optimizer,
         learner=config.learner.model_copy(update={"precision": precision_of(config)}),
         temperature=config.rollout.temperature,

@@ -38,7 +38,7 @@ from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.run_parts import (
-    check_actions,
+    check_agent,
     device_of,
     environment_settings,
     learner_settings,
@@ -299,7 +299,7 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
     environments = environment_settings(config)
     for settings in environments.values():
         check_environment(settings)
-    check_actions(config)
+    check_agent(config)
     algorithm = build_algorithm(config.algorithm)
     start = None if config.model.scratch else starting_point(config, config.model)
     schedule = make_schedule(config, "held_out" in environments)

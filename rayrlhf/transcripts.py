@@ -153,7 +153,7 @@ def preference_rows(turns: Sequence[PlayedTurn]) -> list[dict[str, str]]:
     """Prompt, chosen and rejected (TRL's preference format) of each move of a person's that stands and was understood.
 
     Rejected is the policy's likeliest command where the person took another, and each other move that was undone in the
-    same place. A pair stands once for each such move.
+    same place. Equal pairs of different moves are kept.
     """
     rows = []
     for turn in standing(turns):

@@ -163,7 +163,7 @@ class Step:
     micro_batches: int  # on each rank
 
 
-def update_metrics(steps: Sequence[Step]) -> dict[str, float]:
+def update_metrics(steps: Sequence[Step], with_values: bool) -> dict[str, float]:
     """Metrics of an update: means over the tokens of all its steps (a token counts once a step), policy/ratio_max and
     the numbers of tokens and micro-batches over all steps, losses, norms and padding as means of the steps.
     learner/logprob_gap_* is the first step's: then alone is the policy the one that sampled (SPEC X-5)."""
@@ -179,8 +179,8 @@ def update_metrics(steps: Sequence[Step]) -> dict[str, float]:
         "learner/padding": _mean([step.padding for step in steps]),
         "learner/micro_batches": float(sum(step.micro_batches for step in steps)),
     }
-    values = sum((step.statistics.values for step in steps[1:]), steps[0].statistics.values)
-    if values.sums[0]:
+    if with_values:
+        values = sum((step.statistics.values for step in steps[1:]), steps[0].statistics.values)
         metrics |= {**values.metrics(), "val/loss": losses[1]}
     norms = [step.value_grad_norm for step in steps if step.value_grad_norm is not None]
     if norms:

@@ -105,7 +105,7 @@ class RolloutWorker:
         if self.settings.sampling.score_prompt:
             trajectories = with_prompt_logprobs(trajectories, self.policy, temperature)
         trajectories = with_reference(trajectories, self.reference, temperature)
-        counts = environments.counts()
+        counts = {**environments.counts(), "env/observations_cut": float(self.player.observations_cut())}
         waited = counts.get("env/wait_seconds", 0.0)
         return PlayedBatch(
             trajectories=trajectories,

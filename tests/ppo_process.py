@@ -184,8 +184,9 @@ def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
         results["gradient", stage] = taken(folder, rank, world, stage, "reward model", 1.0, one)
         for name in ("reward model", "mlp head"):
             results[name, stage] = taken(folder, rank, world, stage, name, 0.05, steps)
-        for value in (SeparateValueConfig(optimizer=AdamWConfig(lr=1e-2, max_grad_norm=0.01)), HeadValueConfig()):
-            results["resume", value.kind, stage] = resume(folder, rank, world, stage, value)
+        own = SeparateValueConfig(optimizer=AdamWConfig(lr=1e-2, max_grad_norm=0.01))
+        results["resume", "separate", stage] = resume(folder, rank, world, stage, own)
+    results["resume", "head", 3] = resume(folder, rank, world, 3, HeadValueConfig())
     results["gradient, free"] = taken(folder, rank, world, 2, "reward model", 1.0, TrainingBatch.one_step(free))
     for name in ("own start", "head", "detached head"):
         results[name, 2] = taken(folder, rank, world, 2, name, 0.05, steps)

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rayrlhf.algorithm_config import AdamWConfig, GRPOConfig, ReinforceConfig, RLOOConfig, SGDConfig
+from rayrlhf.algorithm_config import (
+    AdamWConfig,
+    GAEConfig,
+    GRPOConfig,
+    PPOConfig,
+    ReinforceConfig,
+    RLOOConfig,
+    SGDConfig,
+)
 from rayrlhf.config import RewardPart, RunConfig
 from rayrlhf.config_loading import dump_config, load_config, recipes
 from rayrlhf.errors import ConfigError
@@ -311,11 +319,27 @@ def test_sections_within_an_algorithm_have_defaults_and_named_faults() -> None:
     ]
 
 
+def test_the_source_s_ppo_in_textworld() -> None:
+    """TW-19, TW-11, TW-17, TW-4, TW-8: its numbers, in this project's units."""
+    config = load_config("textworld-ppo-parity", [])
+    algorithm = config.algorithm
+    assert isinstance(algorithm, PPOConfig)
+    assert config.optimizer.lr == 1e-6
+    assert config.rollout.episodes_per_iteration * config.environment.max_turns == 128
+    assert (algorithm.epochs, algorithm.kl.coef, algorithm.value_coef, algorithm.value.kind) == (1, 0, 0.5, "head")
+    assert algorithm.gae == GAEConfig(token_discount=1, token_lambda=0.95, turn_discount=0.6, turn_lambda=0)
+    assert (config.agent.actions, config.agent.stop_at_sentence, config.rollout.max_new_tokens) == ("free", True, 20)
+    assert config.agent.examples is not None
+    assert (config.agent.examples.probability, config.agent.memory_turns) == (0.33, 0)
+    assert {part.name: part.weight for part in config.reward} == {"game_score": 1, "letter_count": 0.1}
+
+
 def test_the_recipes_and_what_their_first_line_says() -> None:
     shipped = {recipe.name: recipe for recipe in recipes()}
     assert list(shipped) == [
         "alliteration", "alliteration-ppo", "alliteration-reinforce-parity", "alliteration-rloo-parity", "letter-e",
-        "starts-with-a", "textworld-coin", "textworld-coin-rejection", "textworld-coin-rloo", "textworld-quest",
+        "starts-with-a", "textworld-coin", "textworld-coin-rejection", "textworld-coin-rloo", "textworld-ppo-parity",
+        "textworld-quest",
     ]  # fmt: skip
     for name, recipe in shipped.items():
         config = load_config(name, [])

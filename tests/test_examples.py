@@ -19,7 +19,7 @@ from rayrlhf.examples import make_examples
 from rayrlhf.rollout import Examples, play_episodes, turn_seed
 from rayrlhf.transcripts import Header, PlayedTurn, Transcript, write_transcript
 from rayrlhf.types import EpisodeSpec, GameState, Situation
-from rayrlhf.walkthroughs import walkthrough_pairs
+from rayrlhf.walkthroughs import walkthroughs
 
 CORRIDOR = EnvironmentSettings("tests.corridor:Corridor")
 STATE = GameState(commands=("go east", "go west", "take coin"), solution=("go west", "take coin"), key="cave")
@@ -163,15 +163,16 @@ def test_walkthroughs(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompter = make_prompter(AgentConfig(prompt="question", memory_turns=1), tokenizer, (), 500, 20)
     environments = LocalEnvironments(CORRIDOR)
-    pairs = walkthrough_pairs(environments, prompter, games=22)
+    shown = walkthroughs(environments, prompter, games=22)
     lengths = [2 + seed % 3 for seed in range(22)]  # steps to the coin, and taking it
-    assert len(pairs) == sum(lengths)
-    told = [tokenizer.decode(response) for _, response in pairs]
+    assert len(shown) == sum(lengths)
+    told = [tokenizer.decode(turn.response_ids) for turn in shown]
     assert told[:5] == [" go east<|endoftext|>", " take coin<|endoftext|>", *[" go east<|endoftext|>"] * 2,
                         " take coin<|endoftext|>"]  # fmt: skip
+    assert all((turn.allowed.counts >= 1).all() and turn.allowed.counts.max() > 1 for turn in shown)
     [start] = environments.reset([0])
-    np.testing.assert_array_equal(pairs[0][0], prompter.prompt([], start.observation, start.state))
-    assert tokenizer.decode(pairs[1][0]).startswith(
+    np.testing.assert_array_equal(shown[0].prompt_ids, prompter.prompt([], start.observation, start.state))
+    assert tokenizer.decode(shown[1].prompt_ids).startswith(
         "You are in room 0 of the corridor.\nThere is an exit. What do you do?"
     )
 
@@ -181,4 +182,4 @@ def test_walkthroughs_of_games_without_a_solution(tiny_model: Path) -> None:
     prompter = make_prompter(AgentConfig(), tokenizer, (), 500, 20)
     unsolved = LocalEnvironments(EnvironmentSettings("tests.corridor:Corridor", {"solutions": False}))
     with pytest.raises(EpisodeError, match="knows none of a game"):
-        walkthrough_pairs(unsolved, prompter, games=1)
+        walkthroughs(unsolved, prompter, games=1)

@@ -242,7 +242,7 @@ def test_update_metrics_are_means_over_all_tokens_of_all_steps() -> None:
     values = [ValueStatistics(tensor([2.0, 3.0, 0.0, 0.0])), ValueStatistics(tensor([1.0, 6.0, 1.0, 0.0]))]
     losses = [tensor([1.0, 4.0]), tensor([3.0, 8.0])]
     steps = [Step(StepStatistics(*of), 1.0 + i, None, 0.25, 2 + i) for i, of in enumerate(zip(tokens, values, losses))]
-    metrics = update_metrics(steps)
+    metrics = update_metrics(steps, with_values=True)
     assert metrics["policy/approxkl"] == pytest.approx(0.5 * (0.25 + 3) / 4)
     assert metrics["policy/ratio_max"] == pytest.approx(exp(1))
     assert metrics["learner/logprob_gap_max"] == metrics["learner/logprob_gap_mean"] == pytest.approx(0.5)
@@ -250,3 +250,4 @@ def test_update_metrics_are_means_over_all_tokens_of_all_steps() -> None:
     assert (metrics["learner/loss"], metrics["learner/grad_norm"], metrics["val/loss"]) == (2, 1.5, 6)
     assert metrics["val/error"] == pytest.approx(3)
     assert metrics["val/clipfrac"] == pytest.approx(1 / 3)
+    assert not any(name.startswith("val/") for name in update_metrics(steps, with_values=False))

@@ -289,8 +289,8 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_command_list() -> None:
     code, output = run("list")
     assert code == 0
-    assert [line.split()[0] for line in output.splitlines()[1:5]] == [
-        "alliteration", "length", "letter_count", "starts_with_a",
+    assert [line.split()[0] for line in output.splitlines()[1:9]] == [
+        "alliteration", "game_score", "invalid_action", "length", "letter_count", "living", "starts_with_a", "win_lose",
     ]  # fmt: skip
     assert "built-in" in output
 

@@ -200,6 +200,17 @@ def test_epochs_meet_every_game_once_and_equal_seeds_the_same(make: Make) -> Non
     assert again[0] not in names
 
 
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_first_seed_plays_the_same_game(make: Make, split: str) -> None:
+    """Of all seeds that play one game it is the smallest, and the same for all of them."""
+    environment = make(**COIN, split=split)
+    count = {"train": 2, "held_out": 1}[split]
+    keys = [environment.reset(seed=seed)[1]["key"] for seed in range(3 * count)]
+    firsts = [environment.first_seed(seed) for seed in range(3 * count)]
+    assert firsts == [keys.index(key) for key in keys]
+    assert set(firsts) == set(range(count))
+
+
 def test_equal_seeds_and_commands_give_equal_results_bit_for_bit(make: Make) -> None:
     rng = random.Random(3)
     first, second = make(**SIMPLE), make(**SIMPLE)

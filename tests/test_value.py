@@ -24,7 +24,7 @@ def build_reward_model(folder: Path, labels: int = 1, seed: int = 5, architectur
     build_tiny_model(folder, architecture, seed=seed)
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels)
-    torch.nn.init.normal_(model.score.weight, std=0.5)
+    torch.nn.init.normal_(model.score.weight, std=0.1)
     model.save_pretrained(folder)
     return folder
 

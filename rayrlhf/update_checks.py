@@ -1,0 +1,37 @@
+"""What must hold before an optimizer step is taken. All ranks check the same numbers, and so raise together."""
+
+from __future__ import annotations
+
+from rayrlhf.config import LearnerConfig
+from rayrlhf.errors import LearnerError
+from rayrlhf.update_statistics import StepStatistics, TokenStatistics
+
+
+def check_finite(statistics: StepStatistics, state: str) -> None:
+    """Raises LearnerError where a loss is no number; `state` says what the update has changed so far."""
+    losses = statistics.losses
+    if statistics.not_finite or not losses.isfinite().all():
+        policy, value = losses.tolist()
+        raise LearnerError(
+            f"the loss is not finite on {statistics.not_finite} of {statistics.tokens.count} scored tokens (policy "
+            f"{policy}, value {value}); {state}. Check the rewards' scale, and that optimizer.lr has not made the policy "
+            "diverge in the updates before."
+        )
+
+
+def check_agreement(tokens: TokenStatistics, config: LearnerConfig, bf16: bool) -> None:
+    """Raises LearnerError where the policy, untouched yet, is not the one that sampled (SPEC X-5)."""
+    metrics = tokens.metrics()
+    largest, mean = metrics["learner/logprob_gap_max"], metrics["learner/logprob_gap_mean"]
+    if bf16:
+        gap, limit, option = mean, config.max_mean_logprob_gap_bf16, "max_mean_logprob_gap_bf16"
+    else:
+        gap, limit, option = largest, config.max_logprob_gap, "max_logprob_gap"
+    if gap > limit:
+        raise LearnerError(
+            f"learner and sampler disagree about the log-probabilities of {tokens.count} scored tokens: by {largest:.3g} "
+            f"nats on the worst, by {mean:.3g} on the mean token; learner.{option} allows {limit:g}. No weight was "
+            "changed. Check that both have the same model, weights version and temperature, that the behaviour "
+            "log-probabilities are those of the full vocabulary, or of the tokens allowed where decoding was constrained, "
+            "and that each stands at its own token."
+        )
