@@ -107,7 +107,7 @@ def _numbered(number: int, listed: Sequence[str]) -> str:
 
 
 def _in_words(text: str, commands: Sequence[str]) -> str:
-    """The game's own command where only case differs; other words are the game's to answer, unless they look mistyped."""
+    """The command that differs in case alone; other words are for the game to answer, unless they look mistyped."""
     lower = text.lower()
     if not commands or lower in commands:
         return lower if lower in commands else text

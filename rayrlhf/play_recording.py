@@ -1,4 +1,4 @@
-"""A picture of `rayrlhf play`: `python -m rayrlhf.play_recording RUN docs/play.gif` plays a scripted session and draws it.
+"""A picture of `rayrlhf play`: `python -m rayrlhf.play_recording RUN docs/play.gif` films a scripted session.
 
 The session is a real one, with the run's policy: only the keys are given. Its frames are what a terminal would show.
 """
@@ -30,7 +30,7 @@ from rayrlhf.play_terminal import PROMPT, Person, Screen
 from rayrlhf.transcripts import PlayedTurn
 
 DEMO = ("", "m", "2", "u", "h", "", "a 8", "q")
-"""What is typed: a move of the policy's, the map, a move of one's own and its undoing, a hint, then the policy plays on."""
+"""What is typed: a move of the policy, the map, a move of one's own, its undoing, a hint, then the policy plays on."""
 
 COLUMNS, LINES = 84, 26
 FONT_PIXELS, LINE_PIXELS, MARGIN = 15, 19, 12

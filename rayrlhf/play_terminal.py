@@ -120,7 +120,7 @@ class Watcher:
 
 def keyboard() -> Callable[[], str]:
     """Reads lines of the standard input: edited at a terminal, shown as they are read where it is a pipe."""
-    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # what is no text is answered like any wrong input
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # no text: wrong input
     if not sys.stdin.isatty():
         return _read_shown
     if os.environ.get("TERM") != "dumb":

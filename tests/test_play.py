@@ -238,6 +238,8 @@ def test_a_session_at_a_terminal_wins_takes_over_undoes_and_saves(
     terminal.wait_for("[@ ")
     terminal.type("r 1\n")
     terminal.wait_for("seed 1 · moves 0")
+    terminal.wait_for("value ")
+    terminal.wait_for("> ")  # before its prompt a terminal would take Ctrl-D for something else
     terminal.type("\x04")
     terminal.wait_for("transcript in played.jsonl")
     assert terminal.end() == 0
@@ -263,6 +265,7 @@ def test_ctrl_c_at_a_dumb_terminal_ends_cleanly_and_nothing_is_lost(
     terminal.type(f"{solutions[0][0]}\n")
     terminal.wait_for("moves 1 ")
     terminal.wait_for("> ")
+    time.sleep(1)  # Ctrl-C between the prompt and the read behind it is only seen with the next key
     terminal.type("\x03")
     assert terminal.end() == 0
     assert "Traceback" not in terminal.output
