@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 import gymnasium
 import numpy as np
 
-from rayrlhf import game_text
 from rayrlhf.errors import EpisodeError
-from rayrlhf.game_interpreter import Interpreter, Shown
-from rayrlhf.game_kinds import GameKind, game_kind
-from rayrlhf.game_map import ascii_map, world_map
-from rayrlhf.text_games import MOST_GAMES, game_file, make_all
+from rayrlhf.games import text as game_text
+from rayrlhf.games.interpreter import Interpreter, Shown
+from rayrlhf.games.kinds import GameKind, game_kind
+from rayrlhf.games.making import MOST_GAMES, game_file, make_all
+from rayrlhf.games.map import ascii_map, world_map
 from rayrlhf.text_space import TextSpace
 from rayrlhf.types import GameState, Split
 
@@ -68,7 +68,7 @@ class TextWorld(gymnasium.Env[str, str]):
         """Nothing is made or opened before the first reset.
 
         kind: coin_collector (level), treasure_hunter (level), simple (rewards, goal), custom (rooms, objects,
-            quest_length) or cooking (recipe, take, go, open, cook, cut, drop, foods); see `rayrlhf.game_kinds`.
+            quest_length) or cooking (recipe, take, go, open, cook, cut, drop, foods); see `rayrlhf.games.kinds`.
         games, held_out_games: how many different games each split has.
         split: which of them are played, train or held_out.
         files: game files, or a folder of them, that are played instead in either split: TextWorld's .z8 with their

@@ -155,8 +155,8 @@ def play(
     ] = None,
 ) -> None:
     """Play a text game with a policy: take its moves or your own. `?` lists the keys."""
-    from rayrlhf.play import PlayOptions, play, play_again
-    from rayrlhf.play_outputs import Exports
+    from rayrlhf.play.command import PlayOptions, play, play_again
+    from rayrlhf.play.outputs import Exports
 
     exports = Exports(export_sft, export_preferences)
     if replay is not None:
@@ -235,7 +235,7 @@ def rewards(context: typer.Context) -> None:
 @app.command(context_settings=_ELSEWHERE, add_help_option=False)
 def envs(context: typer.Context) -> None:
     """List, show, test and time environments, and make games."""
-    from rayrlhf.envs_cli import envs_app
+    from rayrlhf.environments.cli import envs_app
 
     _hand_over(envs_app, context)
 

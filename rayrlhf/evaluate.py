@@ -179,13 +179,7 @@ def environment_settings(config: RunConfig) -> EnvironmentSettings:
             f"environment {environment.name} has no held-out games, so there is nothing to evaluate on; "
             "`rayrlhf generate` shows what a policy writes"
         )
-    return EnvironmentSettings(
-        name=environment.name,
-        parameters=environment.parameters,
-        split="held_out",
-        step_timeout_s=environment.step_timeout_s,
-        max_retries=environment.max_retries,
-    )
+    return EnvironmentSettings.of(environment, "held_out")
 
 
 def load_player(subject: Subject) -> tuple[nn.Module, Player]:

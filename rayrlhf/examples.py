@@ -14,7 +14,7 @@ import numpy as np
 
 from rayrlhf.config import ExampleTurnsConfig
 from rayrlhf.errors import ConfigError, EpisodeError
-from rayrlhf.transcripts import human_actions, read_transcript
+from rayrlhf.play.transcripts import human_actions, read_transcript
 from rayrlhf.types import Situation
 
 STREAM = 8  # sets these random numbers apart from those that the sampler draws with the same seed

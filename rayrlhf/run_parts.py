@@ -66,18 +66,8 @@ def scratch_model(config: RunConfig, environments: Mapping[Split, EnvironmentSet
 
 def environment_settings(config: RunConfig) -> dict[Split, EnvironmentSettings]:
     """How the environments of each split are made; not every environment has held-out games."""
-    environment = config.environment
-    splits: tuple[Split, ...] = ("train", "held_out") if has_held_out_games(environment.name) else ("train",)
-    return {
-        split: EnvironmentSettings(
-            name=environment.name,
-            parameters=environment.parameters,
-            split=split,
-            step_timeout_s=environment.step_timeout_s,
-            max_retries=environment.max_retries,
-        )
-        for split in splits
-    }
+    splits: tuple[Split, ...] = ("train", "held_out") if has_held_out_games(config.environment.name) else ("train",)
+    return {split: EnvironmentSettings.of(config.environment, split) for split in splits}
 
 
 def worker_settings(

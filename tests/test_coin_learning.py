@@ -18,8 +18,8 @@ from rayrlhf.learner import Learner
 from rayrlhf.player import Player
 from rayrlhf.policy import context_length, load_policy, load_tokenizer
 from rayrlhf.rollout import deal_specs
-from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.run_parts import environment_settings, scratch_model
+from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import EpisodeScore, TrainingBatch, Trajectory, UpdateReport
 from rayrlhf.weights import load_into
 

@@ -21,11 +21,11 @@ from zlib import crc32
 import psutil
 import pytest
 
-from rayrlhf.environment_pool import ProcessEnvironments
 from rayrlhf.environments import EnvironmentSettings, LocalEnvironments
+from rayrlhf.environments.memo import TransitionMemo
+from rayrlhf.environments.pool import ProcessEnvironments
 from rayrlhf.errors import EpisodeError
 from rayrlhf.interfaces import Environments
-from rayrlhf.transition_memo import TransitionMemo
 from rayrlhf.types import GameState, StepResult
 
 WORDS = ("east", "west", "east", "east", "é\U0001f600", "\udc80\ud800", "", "\x00\\", "east")
@@ -232,7 +232,7 @@ def test_processes_descriptors_and_folders_are_flat() -> None:
     use()
     gc.collect()
     assert (me.num_fds(), threading.active_count()) == (descriptors, threads)
-    assert [child for child in me.children() if "environment_host" in " ".join(child.cmdline())] == []
+    assert [child for child in me.children() if "environments.host" in " ".join(child.cmdline())] == []
     assert {path.name for path in roots.glob("*")} <= before
 
 

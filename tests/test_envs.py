@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rayrlhf import envs_cli
-from rayrlhf.environment_contract import assert_environment, check_contract
-from rayrlhf.environment_pool import ProcessEnvironments
 from rayrlhf.environments import (
     EnvironmentSettings,
     LocalEnvironments,
@@ -25,6 +22,9 @@ from rayrlhf.environments import (
     open_environments,
     takes_prompts,
 )
+from rayrlhf.environments import cli as envs_cli
+from rayrlhf.environments.contract import assert_environment, check_contract
+from rayrlhf.environments.pool import ProcessEnvironments
 from rayrlhf.errors import EpisodeError
 from rayrlhf.types import GameState, Split
 

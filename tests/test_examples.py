@@ -16,8 +16,8 @@ from rayrlhf.config import AgentConfig, ExampleTurnsConfig
 from rayrlhf.environments import EnvironmentSettings, LocalEnvironments
 from rayrlhf.errors import ConfigError, EpisodeError, UserError
 from rayrlhf.examples import make_examples
+from rayrlhf.play.transcripts import Header, PlayedTurn, Transcript, write_transcript
 from rayrlhf.rollout import Examples, play_episodes, turn_seed
-from rayrlhf.transcripts import Header, PlayedTurn, Transcript, write_transcript
 from rayrlhf.types import EpisodeSpec, GameState, Situation
 from rayrlhf.walkthroughs import walkthroughs
 

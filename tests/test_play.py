@@ -27,30 +27,26 @@ from rayrlhf.actions import ConstrainedActor
 from rayrlhf.agent_text import make_prompter
 from rayrlhf.algorithm_config import SeparateValueConfig
 from rayrlhf.checkpoint import CheckpointStore
-from rayrlhf.code_points import CodePointPrompter, from_code_points
 from rayrlhf.config import AgentConfig, EnvironmentConfig, ModelConfig, RolloutConfig, RunConfig, ScratchConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import EpisodeError, UserError
-from rayrlhf.game_kinds import game_kind
-from rayrlhf.game_lookup import GameLookup
+from rayrlhf.games.kinds import game_kind
+from rayrlhf.games.lookup import GameLookup
+from rayrlhf.games.making import game_file
 from rayrlhf.interfaces import Environments
-from rayrlhf.play import Seat, header_of, play_again, play_session, take_seat
-from rayrlhf.play_decisions import Decision, OwnMove, PolicyMove, Quit, Restart, SetTemperature, Undo, View
-from rayrlhf.play_keys import Autoplay, InputError, Save, Show, Typed, read_typed
-from rayrlhf.play_outputs import Exports, TranscriptFile
-from rayrlhf.play_recording import Film, FilmedPerson, write_picture
-from rayrlhf.play_replay import ScriptedActor, first_difference
-from rayrlhf.play_screen import printable
-from rayrlhf.play_session import PlaySession
-from rayrlhf.play_setting import Setting, find_setting
-from rayrlhf.play_terminal import Person, Screen, Watcher
-from rayrlhf.policy import context_length, load_policy, load_tokenizer
-from rayrlhf.rollout import play_episodes
-from rayrlhf.run_folder import RunFolder
-from rayrlhf.scratch import environment_texts, make_scratch_model
-from rayrlhf.text_games import game_file
-from rayrlhf.transcripts import (
+from rayrlhf.play.code_points import CodePointPrompter, from_code_points
+from rayrlhf.play.command import Seat, header_of, play_again, play_session, take_seat
+from rayrlhf.play.decisions import Decision, OwnMove, PolicyMove, Quit, Restart, SetTemperature, Undo, View
+from rayrlhf.play.keys import Autoplay, InputError, Save, Show, Typed, read_typed
+from rayrlhf.play.outputs import Exports, TranscriptFile
+from rayrlhf.play.recording import Film, FilmedPerson, write_picture
+from rayrlhf.play.replay import ScriptedActor, first_difference
+from rayrlhf.play.screen import printable
+from rayrlhf.play.session import PlaySession
+from rayrlhf.play.setting import Setting, find_setting
+from rayrlhf.play.terminal import Person, Screen, Watcher
+from rayrlhf.play.transcripts import (
     PlayedTurn,
     Transcript,
     TranscriptError,
@@ -60,6 +56,10 @@ from rayrlhf.transcripts import (
     sft_rows,
     write_transcript,
 )
+from rayrlhf.policy import context_length, load_policy, load_tokenizer
+from rayrlhf.rollout import play_episodes
+from rayrlhf.run_folder import RunFolder
+from rayrlhf.scratch import environment_texts, make_scratch_model
 from rayrlhf.types import EpisodeSpec, GameState, Situation, StepResult
 from rayrlhf.value import build_value_network, load_value, write_value
 

@@ -14,13 +14,13 @@ import typer
 from textworld.generator import QuestGenerationError
 from typer.testing import CliRunner
 
-from rayrlhf import text_games
 from rayrlhf.envs.textworld import TextWorld
 from rayrlhf.errors import EpisodeError
-from rayrlhf.game_kinds import KINDS, game_kind
-from rayrlhf.game_text import RefusedCommandError, asks, cleaned, command, observation, without
-from rayrlhf.games_cli import make_games_command
-from rayrlhf.text_games import FIRST_SEED, MOST_GAMES, cache_folder, game_file, game_path, is_made, make_games
+from rayrlhf.games import making as text_games
+from rayrlhf.games.cli import make_games_command
+from rayrlhf.games.kinds import KINDS, game_kind
+from rayrlhf.games.making import FIRST_SEED, MOST_GAMES, cache_folder, game_file, game_path, is_made, make_games
+from rayrlhf.games.text import RefusedCommandError, asks, cleaned, command, observation, without
 
 SMALL = game_kind("custom", rooms=1, objects=2, quest_length=1)
 

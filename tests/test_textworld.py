@@ -25,10 +25,10 @@ from gymnasium.utils.env_checker import check_env
 
 from rayrlhf.envs.textworld import TextWorld
 from rayrlhf.errors import EpisodeError, InstallationError
-from rayrlhf.game_interpreter import object_table
-from rayrlhf.game_kinds import game_kind
-from rayrlhf.game_map import ascii_map, world_map
-from rayrlhf.text_games import game_file
+from rayrlhf.games.interpreter import object_table
+from rayrlhf.games.kinds import game_kind
+from rayrlhf.games.making import game_file
+from rayrlhf.games.map import ascii_map, world_map
 from rayrlhf.types import GameState
 
 pytestmark = pytest.mark.filterwarnings("ignore:Game .* is not fully supported")  # TextWorld hides it, pytest shows it

@@ -16,8 +16,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from rayrlhf.environment_pool import ProcessEnvironments
 from rayrlhf.environments import EnvironmentSettings, load_environment
+from rayrlhf.environments.pool import ProcessEnvironments
 
 BATCHES = (8, 32, 128)
 ROUNDS = 4  # of which the first warms up

@@ -1,6 +1,6 @@
 """One process that plays games, as `ProcessEnvironments` sees it: what it was asked, how long it may take, why it ended.
 
-Its other end is `environment_host`.
+Its other end is `environments.host`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import psutil
 
 from rayrlhf.child_process import ChildProcess
 from rayrlhf.environments import EnvironmentSettings
+from rayrlhf.environments.memo import Transition
 from rayrlhf.errors import EpisodeError
-from rayrlhf.transition_memo import Transition
 from rayrlhf.types import StepResult
 
 _MEGABYTE = 1 << 20
@@ -77,7 +77,7 @@ class EnvironmentProcess(ChildProcess):
         self._folder = folder
         (folder / "play").mkdir(parents=True)
         self._log = os.open(folder / "output", os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        super().__init__("rayrlhf.environment_host", output=self._log)
+        super().__init__("rayrlhf.environments.host", output=self._log)
         self._step_timeout_s = step_timeout_s
         self._load_timeout_s = load_timeout_s
         self._first_rss: int | None = None

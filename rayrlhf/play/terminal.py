@@ -13,11 +13,11 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from rayrlhf.errors import UserError
-from rayrlhf.game_lookup import GameLookup
-from rayrlhf.play_decisions import Decision, PolicyMove, Quit, View
-from rayrlhf.play_keys import KEYS, Autoplay, Save, Show, read_typed
-from rayrlhf.play_screen import BLOCK, PLAIN, move_line, numbered, printable, solution_line, state_screen
-from rayrlhf.transcripts import PlayedTurn
+from rayrlhf.games.lookup import GameLookup
+from rayrlhf.play.decisions import Decision, PolicyMove, Quit, View
+from rayrlhf.play.keys import KEYS, Autoplay, Save, Show, read_typed
+from rayrlhf.play.screen import BLOCK, PLAIN, move_line, numbered, printable, solution_line, state_screen
+from rayrlhf.play.transcripts import PlayedTurn
 
 PROMPT = "> "
 

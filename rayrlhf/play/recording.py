@@ -1,4 +1,4 @@
-"""A picture of `rayrlhf play`: `python -m rayrlhf.play_recording RUN docs/play.gif` films a scripted session.
+"""A picture of `rayrlhf play`: `python -m rayrlhf.play.recording RUN docs/play.gif` films a scripted session.
 
 The session is a real one, with the run's policy: only the keys are given. Its frames are what a terminal would show.
 """
@@ -22,12 +22,12 @@ from rich.text import Text
 
 from rayrlhf.environments import open_environments
 from rayrlhf.errors import UserError
-from rayrlhf.game_lookup import GameLookup
-from rayrlhf.play import play_session, take_seat
-from rayrlhf.play_decisions import Decision, View
-from rayrlhf.play_setting import find_setting
-from rayrlhf.play_terminal import PROMPT, Person, Screen
-from rayrlhf.transcripts import PlayedTurn
+from rayrlhf.games.lookup import GameLookup
+from rayrlhf.play.command import play_session, take_seat
+from rayrlhf.play.decisions import Decision, View
+from rayrlhf.play.setting import find_setting
+from rayrlhf.play.terminal import PROMPT, Person, Screen
+from rayrlhf.play.transcripts import PlayedTurn
 
 DEMO = ("", "m", "2", "u", "h", "", "a 8", "q")
 """What is typed: a move of the policy, the map, a move of one's own, its undoing, a hint, then the policy plays on."""

@@ -68,13 +68,7 @@ def of_run(folder: Path, split: Split) -> Setting:
     )
     return Setting(
         title=_title(environment.name, environment.parameters),
-        environment=EnvironmentSettings(
-            name=environment.name,
-            parameters=environment.parameters,
-            split=split,
-            step_timeout_s=environment.step_timeout_s,
-            max_retries=environment.max_retries,
-        ),
+        environment=EnvironmentSettings.of(environment, split),
         max_turns=environment.max_turns,
         model=model,
         agent=config.agent,

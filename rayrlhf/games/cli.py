@@ -32,8 +32,8 @@ def make_games_command(
     foods: Annotated[str | None, typer.Option(help="cooking: train, valid, test or all ingredients.")] = None,
 ) -> None:
     """Make TextWorld games, about one a second and process, and keep them; those that are there are not made again."""
-    from rayrlhf.game_kinds import game_kind
-    from rayrlhf.text_games import games_folder, make_all
+    from rayrlhf.games.kinds import game_kind
+    from rayrlhf.games.making import games_folder, make_all
 
     given: dict[str, Any] = {
         "level": level, "rewards": rewards, "goal": goal, "rooms": rooms, "objects": objects,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from rayrlhf.code_points import CodePointPrompter
 from rayrlhf.interfaces import Environments, Prompter
+from rayrlhf.play.code_points import CodePointPrompter
+from rayrlhf.play.transcripts import PlayedTurn, Transcript, standing
 from rayrlhf.prompt_formats import written
 from rayrlhf.rollout import example_action, play_episodes
-from rayrlhf.transcripts import PlayedTurn, Transcript, standing
 from rayrlhf.types import Action, EpisodeSpec, Situation, Split, Turn
 
 

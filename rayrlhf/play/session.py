@@ -13,7 +13,7 @@ import numpy as np
 
 from rayrlhf.errors import EpisodeError
 from rayrlhf.interfaces import Environments, Prompter
-from rayrlhf.play_decisions import (
+from rayrlhf.play.decisions import (
     Decider,
     Decision,
     OwnMove,
@@ -25,10 +25,10 @@ from rayrlhf.play_decisions import (
     Undo,
     View,
 )
-from rayrlhf.play_policy import Advice, PlayPolicy
+from rayrlhf.play.policy import Advice, PlayPolicy
+from rayrlhf.play.transcripts import PlayedTurn, Who
 from rayrlhf.prompt_formats import written
 from rayrlhf.rollout import episode_seed, example_action, play_episodes
-from rayrlhf.transcripts import PlayedTurn, Who
 from rayrlhf.types import Action, EpisodeSpec, IntArray, Situation, Split, StepResult
 
 

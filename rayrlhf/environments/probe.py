@@ -1,4 +1,4 @@
-"""The child process in which `environment_contract` tries what needs the environment itself in its hands."""
+"""The child process in which `environments.contract` tries what needs the environment itself in its hands."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from rayrlhf.errors import UserError
-from rayrlhf.play_decisions import Decision, OwnMove, PolicyMove, Quit, Restart, SetTemperature, SwitchGreedy, Undo
+from rayrlhf.play.decisions import Decision, OwnMove, PolicyMove, Quit, Restart, SetTemperature, SwitchGreedy, Undo
 
 KEYS = """\
 Enter         the policy moves

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Literal
 
-from rayrlhf.environment_process import EnvironmentProcess, Slot
 from rayrlhf.environments import EnvironmentSettings, difference, first_seeds
+from rayrlhf.environments.memo import Transition, TransitionMemo
+from rayrlhf.environments.private_folder import PrivateFolder
+from rayrlhf.environments.process import EnvironmentProcess, Slot
 from rayrlhf.errors import EpisodeError
-from rayrlhf.private_folder import PrivateFolder
-from rayrlhf.transition_memo import Transition, TransitionMemo
 from rayrlhf.types import StepResult
 
 Fault = Literal["exit", "hang", "raise"]

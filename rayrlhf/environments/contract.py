@@ -15,11 +15,11 @@ from typing import Any
 from zlib import crc32
 
 from rayrlhf.child_process import ChildProcess
-from rayrlhf.environment_pool import ProcessEnvironments
-from rayrlhf.environment_probe import ODD_ACTIONS, PROBES
 from rayrlhf.environments import EnvironmentSettings, check_environment, difference, takes_prompts
+from rayrlhf.environments.pool import ProcessEnvironments
+from rayrlhf.environments.private_folder import PrivateFolder
+from rayrlhf.environments.probe import ODD_ACTIONS, PROBES
 from rayrlhf.plugin_contract import CheckResult, ContractError, checked
-from rayrlhf.private_folder import PrivateFolder
 from rayrlhf.types import StepResult
 
 EXAMPLE_PROMPTS = ("Once upon a time", "The quick brown fox")
@@ -216,7 +216,7 @@ class _Prober:
         """Runs one of `PROBES`; returns its remark."""
         if self._child is None:
             with open(os.devnull, "wb") as nowhere:
-                self._child = ChildProcess("rayrlhf.environment_probe", nowhere.fileno())
+                self._child = ChildProcess("rayrlhf.environments.probe", nowhere.fileno())
             self._child.channel.send(self._request)
         try:
             self._child.channel.send(title)

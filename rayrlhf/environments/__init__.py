@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -24,6 +24,9 @@ from rayrlhf.errors import EpisodeError, UserError
 from rayrlhf.interfaces import Environment, Environments
 from rayrlhf.plugin_parameters import listing, named_parameters, parameter_faults, signature_of
 from rayrlhf.types import GameState, Split, StepResult
+
+if TYPE_CHECKING:  # a process that plays games needs no config, and pydantic takes long to import
+    from rayrlhf.config import EnvironmentConfig
 
 _HANDED = ("prompts", "split")  # constructor parameters that the run fills
 
@@ -38,6 +41,11 @@ class EnvironmentSettings:
     step_timeout_s: float = 20.0  # of one step or reset of one game
     max_retries: int = 3  # how often one step is tried again
     processes: int = 1  # that the games are spread over
+
+    @classmethod
+    def of(cls, config: EnvironmentConfig, split: Split) -> EnvironmentSettings:
+        """Those that a run's config asks for."""
+        return cls(config.name, config.parameters, split, config.step_timeout_s, config.max_retries)
 
 
 def load_environment(name: str) -> Callable[..., Environment]:
@@ -143,7 +151,7 @@ def open_environments(settings: EnvironmentSettings, prompts: Sequence[str] = ()
     creator = check_environment(settings, prompts)
     if getattr(creator, "metadata", {}).get("in_process", False):
         return LocalEnvironments(settings, prompts)
-    from rayrlhf.environment_pool import ProcessEnvironments  # which builds on this module
+    from rayrlhf.environments.pool import ProcessEnvironments  # which builds on this module
 
     return ProcessEnvironments(settings, prompts)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayrlhf.transcripts import (
+from rayrlhf.play.transcripts import (
     Header,
     PlayedTurn,
     Transcript,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rayrlhf import plugins
 from rayrlhf.errors import EpisodeError
-from rayrlhf.games_cli import make_games_command
+from rayrlhf.games.cli import make_games_command
 from rayrlhf.plugin_cli import console, parsed_parameters, say, say_results, yaml_parameters
 
 envs_app = typer.Typer(help="List, show, test and time environments; make games.", no_args_is_help=True)
@@ -48,9 +48,9 @@ def list_environments() -> None:
 @envs_app.command()
 def show(name: Name, parameters: Parameters = None) -> None:
     """An environment's documentation, its parameters, an example for a config, and how its first episode begins."""
-    from rayrlhf.environment_contract import EXAMPLE_PROMPTS
-    from rayrlhf.environment_pool import ProcessEnvironments
     from rayrlhf.environments import EnvironmentSettings, constructor_parameters, takes_prompts
+    from rayrlhf.environments.contract import EXAMPLE_PROMPTS
+    from rayrlhf.environments.pool import ProcessEnvironments
     from rayrlhf.plugin_parameters import listing
 
     given = parsed_parameters(parameters or (), EpisodeError)
@@ -75,7 +75,7 @@ def show(name: Name, parameters: Parameters = None) -> None:
 @envs_app.command("test")
 def check(name: Name, parameters: Parameters = None, timeout: Timeout = 20.0) -> None:
     """Check an environment against the contract, one line a check; exit status 1 where one fails."""
-    from rayrlhf.environment_contract import check_contract
+    from rayrlhf.environments.contract import check_contract
 
     say_results(check_contract(name, timeout, **parsed_parameters(parameters or (), EpisodeError)))
 
@@ -83,9 +83,9 @@ def check(name: Name, parameters: Parameters = None, timeout: Timeout = 20.0) ->
 @envs_app.command("time")
 def measure(name: Name, parameters: Parameters = None, timeout: Timeout = 60.0) -> None:
     """Steps a second of 1, 8, 32 and 128 episodes side by side in one process, played and remembered."""
-    from rayrlhf.environment_contract import EXAMPLE_PROMPTS
-    from rayrlhf.environment_pool import ProcessEnvironments
     from rayrlhf.environments import EnvironmentSettings, takes_prompts
+    from rayrlhf.environments.contract import EXAMPLE_PROMPTS
+    from rayrlhf.environments.pool import ProcessEnvironments
 
     settings = EnvironmentSettings(name, parsed_parameters(parameters or (), EpisodeError), step_timeout_s=timeout)
     prompts = EXAMPLE_PROMPTS if takes_prompts(name) else ()
@@ -99,7 +99,7 @@ def measure(name: Name, parameters: Parameters = None, timeout: Timeout = 60.0) 
 
 def _steps_a_second(environments: Any, side_by_side: int) -> float:
     """Of a scripted policy, resets included, once every game was started and played through."""
-    from rayrlhf.environment_contract import play
+    from rayrlhf.environments.contract import play
 
     seeds: Sequence[int] = [slot % 8 for slot in range(side_by_side)]
     play(environments, seeds, seeds)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayrlhf import game_text
 from rayrlhf.errors import EpisodeError
-from rayrlhf.game_progress import Progress, Walkthrough, walkthrough
-from rayrlhf.text_games import require_textworld
+from rayrlhf.games import text as game_text
+from rayrlhf.games.making import require_textworld
+from rayrlhf.games.progress import Progress, Walkthrough, walkthrough
 from rayrlhf.types import GameState
 
 _MAX_SEED = 2**31 - 1

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rayrlhf.agent_text import make_prompter
-from rayrlhf.code_points import CodePointPrompter, from_code_points
 from rayrlhf.config import ModelConfig
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import UserError
-from rayrlhf.game_lookup import GameLookup
+from rayrlhf.games.lookup import GameLookup
 from rayrlhf.interfaces import Environments, Prompter
-from rayrlhf.play_decisions import Decider
-from rayrlhf.play_outputs import Exports, TranscriptFile, check_new
-from rayrlhf.play_policy import PlayPolicy
-from rayrlhf.play_replay import first_difference
-from rayrlhf.play_session import PlaySession
-from rayrlhf.play_setting import Setting, find_setting
-from rayrlhf.play_terminal import Person, Screen, Watcher, keyboard
+from rayrlhf.play.code_points import CodePointPrompter, from_code_points
+from rayrlhf.play.decisions import Decider
+from rayrlhf.play.outputs import Exports, TranscriptFile, check_new
+from rayrlhf.play.policy import PlayPolicy
+from rayrlhf.play.replay import first_difference
+from rayrlhf.play.session import PlaySession
+from rayrlhf.play.setting import Setting, find_setting
+from rayrlhf.play.terminal import Person, Screen, Watcher, keyboard
+from rayrlhf.play.transcripts import Header, PlayedTurn, read_transcript
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer, resolve_model
-from rayrlhf.transcripts import Header, PlayedTurn, read_transcript
 from rayrlhf.types import IntArray
 from rayrlhf.value import load_value
 

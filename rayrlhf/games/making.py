@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rayrlhf.errors import EpisodeError, InstallationError
-from rayrlhf.game_kinds import GameKind
+from rayrlhf.games.kinds import GameKind
 from rayrlhf.types import Split
 
 FIRST_SEED: dict[Split, int] = {"train": 1_000_000, "held_out": 2_000_000}

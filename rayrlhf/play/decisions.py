@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from rayrlhf.play_policy import Advice
-from rayrlhf.transcripts import PlayedTurn
+from rayrlhf.play.policy import Advice
+from rayrlhf.play.transcripts import PlayedTurn
 from rayrlhf.types import StepResult
 
 

@@ -13,9 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rayrlhf.play_decisions import View
+from rayrlhf.play.decisions import View
+from rayrlhf.play.transcripts import PlayedTurn
 from rayrlhf.prompt_formats import written
-from rayrlhf.transcripts import PlayedTurn
 
 BAR = 24  # characters of a probability of 1
 BLOCK, PLAIN = "━", "#"
