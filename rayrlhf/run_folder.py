@@ -6,6 +6,8 @@
                      /tensorboard/     the same curves as events
                      /checkpoints/     (checkpoint.py)
                      /sessions.jsonl   one object a start or resume: when, and which versions of what
+                     /evaluation.json  held-out games (evaluate.py)
+                     /model/           the model of model.scratch, before training
                      /summary.json, /report.html (summary.py, report.py)
 """
 
@@ -39,6 +41,8 @@ MAY_CHANGE_ON_RESUME = (
     "storage_path",
     "iterations",
     "reward_timeout_s",
+    "environment.step_timeout_s",
+    "environment.max_retries",
     "rollout.workers",  # results do not depend on it
     "rollout.timeout_s",
     "rollout.max_retries",

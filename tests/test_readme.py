@@ -30,7 +30,11 @@ SMALL_RUN = {
     "iterations": "2", "baseline_episodes": "20", "learner.ranks": "1", "rollout.workers": "1",
     "rollout.groups_per_iteration": "2", "rollout.group_size": "4", "rollout.max_new_tokens": "16",
 }  # fmt: skip
+SMALL_GAMES = {
+    "environment.level": "1", "environment.games": "4", "environment.held_out_games": "2", "evaluation.episodes": "2",
+}  # fmt: skip
 SMALL_OPTIONS = {
+    "rayrlhf imitate": "--epochs 1",
     "rayrlhf sft": "--stories 400 --new hidden=32,layers=1,heads=2,kv_heads=2,mlp=64 --vocabulary 300 --steps 4 "
     "--block-size 64 --batch-blocks 4",
     "rayrlhf generate": "-n 2 --max-new-tokens 8",
@@ -48,12 +52,22 @@ EXPECTED = {
     "rayrlhf rewards test": "checks passed",
     "rayrlhf rewards time": "episodes/s",
     "tensorboard": "objective/score",
+    "rayrlhf evaluate": "oracle",
+    "rayrlhf play": "> take coin",
+    "rayrlhf envs list": "textworld",
+    "rayrlhf envs show": "quest_length",
+    "rayrlhf envs test": "checks passed",
+    "rayrlhf envs time": "128",
 }
 MADE = {  # files that must be there after the command that starts so
     "make train": "runs/alliteration/report.html",
     "rayrlhf train name=gentle algorithm.kl.coef=0.8 iterations": "runs/gentle/report.html",
     "rayrlhf train name=shouting": "runs/shouting/metrics.jsonl",
     "rayrlhf sft": "models/stories/model.safetensors",
+    "rayrlhf train textworld-coin": "runs/textworld-coin/checkpoints/000002/value/value.safetensors",
+    "rayrlhf train e-in-the-game.yaml": "runs/e-in-the-game/report.html",
+    "rayrlhf evaluate": "runs/textworld-coin/evaluation.json",
+    "rayrlhf imitate": "models/shown/model.safetensors",
 }
 
 
@@ -84,6 +98,7 @@ def small(command: str, runs: Path) -> str:
         return shlex.join(["make", "-C", str(ROOT), "train", f"VENV={sys.prefix}", f"ARGS={overrides}"])
     if words[:2] == ["rayrlhf", "train"] and "--dry-run" not in words:
         sizes = {**SMALL_RUN, "iterations": "3"} if "--resume" in words else SMALL_RUN
+        sizes = sizes | SMALL_GAMES if words[2] == "textworld-coin" else sizes
         kept = [word for word in words if word.partition("=")[0] not in sizes]
         return shlex.join([*kept, *(f"{key}={value}" for key, value in sizes.items())])
     options = next((options for start, options in SMALL_OPTIONS.items() if command.startswith(start)), "")
@@ -103,7 +118,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: str, folder: Path) -> str:
     """Standard output and errors of a command that must succeed, run with this environment's programs."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "200"}
+    environment = {**os.environ, "PATH": path, "COLUMNS": "200", "RAYRLHF_CACHE": str(folder / "cache")}
     for name in [*environment]:  # what other tests of this process, a learner's ranks and Ray have set
         if name in ("PYTHONPATH", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE") or name.startswith(
             ("MASTER_", "RAY_")
@@ -132,9 +147,12 @@ def test_command(command: str, session: Path) -> None:
 
 def test_metrics_that_are_explained_are_those_that_a_run_records(session: Path) -> None:
     named = set(re.findall(r"`([a-z]+/[a-z_0-9]+)`", README.split("## What is measured")[1].split("##")[0]))
-    recorded = (session / "runs/gentle/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    recorded = set()
+    for run_name in ("gentle", "textworld-coin"):
+        lines = (session / f"runs/{run_name}/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        recorded |= set(json.loads(lines[-1]))
     assert len(named) > 15
-    assert named - set(json.loads(recorded[-1])) == set()
+    assert named - recorded == set()
 
 
 def test_the_reward_that_contributing_shows_keeps_the_contract(tmp_path: Path) -> None:
