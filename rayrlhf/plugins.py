@@ -95,7 +95,7 @@ def canonical(name: str) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """` did you mean `x`?` with a leading colon, or nothing where no choice is near."""
-    close = difflib.get_close_matches(word.lower(), list(choices), n=2, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), list(choices), n=2, cutoff=0.7)
     return f": did you mean {' or '.join(f'`{choice}`' for choice in close)}?" if close else "."
 
 

@@ -85,7 +85,7 @@ def worker_settings(
             temperature=rollout.temperature,
             top_k=rollout.top_k,
             top_p=rollout.top_p,
-            score_prompt=config.algorithm.include_prompt,
+            score_prompt=config.algorithm.include_prompt or getattr(config.algorithm, "train_prompt", False),
         ),
         device=device_of(config, rollout.gpus_per_worker),
         dtype="bfloat16" if precision_of(config) == "bf16" else "float32",
