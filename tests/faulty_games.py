@@ -95,6 +95,26 @@ class Faulty(Corridor):
         fail_by(kind)
 
 
+class Diary(Faulty):
+    """Writes down all that happens to any game of its class: built, reset, and each action."""
+
+    def __init__(self, folder: str, kinds: list[str], one_in: int = 1 << 32, keyed: bool = True) -> None:
+        super().__init__(folder, kinds, one_in, keyed)
+        self.write("built")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.write("reset")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.write(action)
+        return super().step(action)
+
+    def write(self, entry: str) -> None:
+        with Path(self.folder, "diary").open("a") as diary:
+            diary.write(f"{entry}\n")
+
+
 class AlwaysFails(Corridor):
     """Its second step fails at every try."""
 

@@ -152,7 +152,7 @@ def test_a_game_that_cannot_be_replayed_is_named() -> None:
 
 def test_a_key_that_leaves_something_out_is_named() -> None:
     """Equal keys have to mean equal steps: a remembered result that the real game would not have given is found."""
-    with ProcessEnvironments(settings("WrongKey")) as environments:
+    with ProcessEnvironments(settings("WrongKey"), check_every=1) as environments:
         environments.reset([0, 0])
         environments.step({0: "a", 1: "b"})
         with pytest.raises(EpisodeError, match=r"not deterministic .*equal state keys .*'ax'.*'bx'"):

@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Literal
 
 from rayrlhf.environments import EnvironmentSettings, difference, first_seeds
+from rayrlhf.environments.assignment import Assignment
 from rayrlhf.environments.memo import Transition, TransitionMemo
 from rayrlhf.environments.private_folder import PrivateFolder
-from rayrlhf.environments.process import EnvironmentProcess, Slot
+from rayrlhf.environments.process import EnvironmentProcess
+from rayrlhf.environments.real_game import Request
 from rayrlhf.errors import EpisodeError
 from rayrlhf.types import StepResult
 
@@ -26,8 +28,9 @@ Fault = Literal["exit", "hang", "raise"]
 class ProcessEnvironments:
     """Plays in `settings.processes` child processes, many games in each; see `interfaces.Environments`.
 
-    Where states have keys (`GameState.key`) a transition that was seen before is answered from memory. The real game
-    is behind then, and catches up when a step comes that is not known.
+    Where states have keys (`GameState.key`) a transition that was seen before is answered from memory, and the slots
+    of one seed share a real game. When a step comes that is not known, it goes to where that slot is: onward, by steps
+    that it remembers, or from the start. Without keys each slot has a real game of its own.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class ProcessEnvironments:
         prompts: Sequence[str] = (),
         *,
         memo_entries: int = 50_000,
+        check_every: int = 32,
         load_timeout_s: float = 120.0,
         recycle_after: int = 2_000,
         recycle_growth_mb: int = 512,
@@ -43,6 +47,8 @@ class ProcessEnvironments:
         """Starts the processes; the games in them are built as `reset` needs them.
 
         memo_entries: how many transitions are remembered; 0: none.
+        check_every: of the times that a real game would go to a slot's state by other steps than the slot's, this many
+            make one at which it plays the slot's episode from the start instead, which finds keys that are wrong.
         load_timeout_s: how long importing an environment and building one game may take.
         recycle_after: episodes after which a process is replaced by a new one, at the next reset.
         recycle_growth_mb: megabytes by which a process may have grown since its first reset, likewise.
@@ -51,10 +57,10 @@ class ProcessEnvironments:
         self._prompts = tuple(prompts)
         self._first_seed = first_seeds(settings, prompts)
         self._memo = TransitionMemo(memo_entries) if memo_entries else None
+        self._assignment = Assignment(self._memo, settings.processes, check_every)
         self._load_timeout_s = load_timeout_s
         self._recycle_after = recycle_after
         self._recycle_growth_mb = recycle_growth_mb
-        self._slots: list[Slot] = []
         self._counts = _no_counts()
         self._folder = PrivateFolder("games")
         # Linux ends a child with the thread that started it: this one lives as long as this object.
@@ -66,10 +72,10 @@ class ProcessEnvironments:
         """See `interfaces.Environments`. Raises EpisodeError where a game cannot be built or started."""
         start = time.perf_counter()
         self._recycle_hosts()
-        self._slots = [Slot(self._first_seed(seed)) for seed in seeds]
+        self._assignment.deal([self._first_seed(seed) for seed in seeds])
         self._answer(range(len(seeds)))
         self._counts["env/wait_seconds"] += time.perf_counter() - start
-        return [slot.results[0] for slot in self._slots]
+        return [slot.results[0] for slot in self._assignment.slots]
 
     def step(self, actions: Mapping[int, str]) -> dict[int, StepResult]:
         """See `interfaces.Environments`.
@@ -79,12 +85,12 @@ class ProcessEnvironments:
         """
         start = time.perf_counter()
         for number, action in actions.items():
-            self._slots[number].ask(action)
+            self._assignment.slots[number].ask(action)
         played = self._answer(actions)
         self._counts["env/steps"] += len(actions)
         self._counts["env/memo_hits"] += len(actions) - played
         self._counts["env/wait_seconds"] += time.perf_counter() - start
-        return {number: self._slots[number].results[-1] for number in actions}
+        return {number: self._assignment.slots[number].results[-1] for number in actions}
 
     def counts(self) -> Mapping[str, float]:
         """Since the last call: env/steps, env/memo_hits (steps answered from memory), env/retries_exit,
@@ -133,7 +139,7 @@ class ProcessEnvironments:
 
     def _remembered_as(self, number: int) -> Transition | None:
         """What the slot's next result is remembered under; None where it is not."""
-        return self._slots[number].transition() if self._memo is not None else None
+        return self._assignment.slots[number].transition() if self._memo is not None else None
 
     def _without_hits(self, numbers: Collection[int]) -> list[int]:
         """Gives the slots their results where these are remembered; returns the others, in order."""
@@ -144,33 +150,35 @@ class ProcessEnvironments:
             if hit is None:
                 others.append(number)
             else:
-                self._slots[number].results.append(hit)
+                self._assignment.slots[number].results.append(hit)
         return others
 
     def _play(self, numbers: Collection[int]) -> None:
-        """Has the real games of these slots catch up with all that they were asked, each in its host."""
-        due = set(numbers)
+        """Has real games play what these slots were asked, each in its host."""
+        waiting = set(numbers)
         try:
-            while due:
+            while waiting or any(host is not None and host.queue for host in self._hosts):
                 for index in range(len(self._hosts)):
-                    self._hand_out(index, due)
+                    self._hand_out(index, waiting)
                 for index in self._wait():
-                    self._hear(index, due)
+                    self._hear(index, waiting)
         except BaseException:  # Ctrl-C too: answers on their way must not be taken for those of later questions
             for index, host in enumerate(self._hosts):
                 if host is not None and host.queue:
                     self._lose(index)
             raise
 
-    def _hand_out(self, index: int, due: Collection[int]) -> None:
-        """Asks an idle host for all that its slots are due."""
-        mine = sorted(number for number in due if number % len(self._hosts) == index)
+    def _hand_out(self, index: int, waiting: set[int]) -> None:
+        """Asks an idle host for what its games can play next: of each, for the slot that it is nearest to."""
         host = self._hosts[index]
-        if not mine or (host is not None and host.queue):
+        if host is not None and host.queue:
             return
-        if host is None:
-            host = self._hosts[index] = self._new_host()
-        host.ask({number: self._slots[number] for number in mine})
+        requests = self._assignment.requests(index, waiting)
+        if requests:
+            if host is None:
+                host = self._hosts[index] = self._new_host()
+            host.ask(requests)
+            waiting.difference_update(request.slot.number for request in requests)
 
     def _wait(self) -> list[int]:
         """The hosts that have said something or are late, once there is one."""
@@ -183,46 +191,51 @@ class ProcessEnvironments:
         now = time.monotonic()
         return [index for index, host in busy.items() if host.channel.fileno() in ready or host.deadline <= now]
 
-    def _hear(self, index: int, due: set[int]) -> None:
-        """Takes one answer of a host, which is about the first slot of its queue."""
+    def _hear(self, index: int, waiting: set[int]) -> None:
+        """Takes one answer of a host, which is about the first request of its queue."""
         host = self._hosts[index]
         assert host is not None
-        number = host.queue[0]
-        slot = self._slots[number]
+        request = host.queue[0]
         try:
             kind, content = host.channel.receive(host.deadline)
         except TimeoutError:
-            self._fault("hang", slot, host.lateness())
-            self._lose(index)
+            self._fault("hang", request, host.lateness())
+            waiting.update(self._lose(index))
             return
         except (EOFError, OSError):
-            self._fault("exit", slot, host.ending())
-            self._lose(index)
+            self._fault("exit", request, host.ending())
+            waiting.update(self._lose(index))
             return
         if kind == "failed":
-            raise EpisodeError(f"{self._asked(slot)}: {content}")
+            raise EpisodeError(f"{self._asked(request)}: {content}")
         if kind == "built":
-            host.built.add(number)
-        elif kind == "played":
-            self._take(slot, content)
+            host.built.add(request.slot.game.number)
+        elif kind == "raised":
+            self._fault("raise", request, content)
+            request.slot.game.lose_place()
+            host.built.discard(request.slot.game.number)
+            waiting.add(host.queue.popleft().slot.number)
+        elif content.truncated and not request.route.own:
+            self._assignment.distrust_keys()  # they may leave out a count of steps: on the slot's own way it may go on
+            waiting.update(self._lose(index))
+            return
         else:
-            self._fault("raise", slot, content)
-            slot.played = 0
-            host.built.discard(number)
-            host.queue.popleft()
-        if slot.is_level():
-            host.queue.popleft()
-            due.discard(number)
-            slot.faults = 0
+            self._take(request, content)
+            if request.is_done():
+                host.queue.popleft()
+                request.slot.faults = 0
         host.expect()
 
-    def _take(self, slot: Slot, result: StepResult) -> None:
-        """Keeps the result of a game that has caught up; until then, compares it with what was shown before."""
-        if slot.played < len(slot.results):
-            changed = difference(slot.results[slot.played], result)
+    def _take(self, request: Request, result: StepResult) -> None:
+        """Keeps a slot's next result; of a game on its way there, compares it with what was answered before."""
+        slot, known = request.slot, request.known
+        if known is not None:
+            changed = difference(known, result)
+            if not changed and not request.route.own and known.state.key != result.state.key:
+                changed = f"the key {known.state.key!r}, and then {result.state.key!r}"
             if changed:
                 raise EpisodeError(
-                    f"{self._asked(slot)}: the environment is not deterministic and cannot be replayed: for equal "
+                    f"{self._asked(request)}: the environment is not deterministic and cannot be replayed: for equal "
                     f"seeds and actions, or for equal state keys and actions, it answered {changed}."
                 )
         else:
@@ -230,20 +243,23 @@ class ProcessEnvironments:
             if self._memo is not None and transition is not None and _is_memorable(transition, result):
                 self._memo.put(transition, result)
             slot.results.append(result)
-        slot.played += 1
+        if result.truncated:
+            self._assignment.distrust_keys()
+        request.slot.game.note(request.action, result)
+        request.answered += 1
 
-    def _fault(self, fault: Fault, slot: Slot, what: str) -> None:
+    def _fault(self, fault: Fault, request: Request, what: str) -> None:
         """Counts one retry of the slot's step; raises EpisodeError where there were too many."""
+        slot = request.slot
         if slot.faults == self._settings.max_retries:
             tries = "once" if slot.faults == 0 else f"{slot.faults + 1} times, the last time"
-            raise EpisodeError(f"{self._asked(slot)} failed {tries}: {what}")
+            raise EpisodeError(f"{self._asked(request)} failed {tries}: {what}")
         slot.faults += 1
         self._counts[f"env/retries_{fault}"] += 1
 
-    def _asked(self, slot: Slot) -> str:
-        """What the slot's game was asked, for messages."""
-        where = f"environment `{self._settings.name}`, seed {slot.seed}"
-        return f"{where}, step {slot.played}, action {slot.actions[slot.played - 1]!r}" if slot.played else where
+    def _asked(self, request: Request) -> str:
+        """What a game was asked, for messages."""
+        return f"environment `{self._settings.name}`, {request.what()}"
 
     def _new_host(self) -> EnvironmentProcess:
         self._started += 1
@@ -251,14 +267,14 @@ class ProcessEnvironments:
         timeouts_s = (self._settings.step_timeout_s, self._load_timeout_s)
         return self._starter.submit(EnvironmentProcess, self._settings, self._prompts, folder, *timeouts_s).result()
 
-    def _lose(self, index: int) -> None:
-        """Gives a host up: its slots' games have to be played anew."""
-        for slot in self._slots[index :: len(self._hosts)]:
-            slot.played = 0
+    def _lose(self, index: int) -> list[int]:
+        """Gives a host up: its games have to be played anew. Returns the slots that it has not answered for."""
+        self._assignment.lose(index)
         host = self._hosts[index]
-        if host is not None:
-            host.discard()
-            self._hosts[index] = None
+        assert host is not None
+        host.discard()
+        self._hosts[index] = None
+        return [request.slot.number for request in host.queue]
 
     def _recycle_hosts(self) -> None:
         """Replaces the processes that have played long enough or have grown too much."""

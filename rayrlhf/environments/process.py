@@ -10,9 +10,8 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,11 @@ import psutil
 
 from rayrlhf.child_process import ChildProcess
 from rayrlhf.environments import EnvironmentSettings
-from rayrlhf.environments.memo import Transition
-from rayrlhf.errors import EpisodeError
-from rayrlhf.types import StepResult
+from rayrlhf.environments.real_game import Request
 
 _MEGABYTE = 1 << 20
 _LOG_BYTES = _MEGABYTE  # of what games print, which is there for error messages
 _SHOWN_LOG_BYTES = 500
-
-
-@dataclass(slots=True)
-class Slot:
-    """One episode: what was asked, what was answered, and how far its real game is."""
-
-    seed: int
-    actions: list[str] = field(default_factory=list)
-    results: list[StepResult] = field(default_factory=list)  # of the reset, then of each action
-    played: int = 0  # how many of these its real game has played since it was last reset; 0: it has to be reset
-    faults: int = 0  # of the request under way
-
-    def ask(self, action: str) -> None:
-        if self.results[-1].terminated or self.results[-1].truncated:
-            raise EpisodeError(f"the episode of seed {self.seed} is over: action {action!r} comes after its end")
-        self.actions.append(action)
-
-    def transition(self) -> Transition | None:
-        """What the next result is remembered under; None where the state before says no key."""
-        if not self.results:
-            return self.seed
-        key = self.results[-1].state.key
-        return (key, self.actions[len(self.results) - 1]) if key else None
-
-    def is_level(self) -> bool:
-        """Whether the real game has played all that was asked."""
-        return self.played == len(self.actions) + 1
-
-    def behind(self) -> tuple[int | None, tuple[str, ...]]:
-        """What the real game has not played yet: the seed, or None where it was reset, and actions."""
-        if self.played == 0:
-            return self.seed, tuple(self.actions)
-        return None, tuple(self.actions[self.played - 1 :])
 
 
 class EnvironmentProcess(ChildProcess):
@@ -81,17 +45,17 @@ class EnvironmentProcess(ChildProcess):
         self._step_timeout_s = step_timeout_s
         self._load_timeout_s = load_timeout_s
         self._first_rss: int | None = None
-        self.queue: deque[int] = deque()  # slots that it has not answered for, the one it is at first
-        self.built: set[int] = set()  # slots whose games it has
+        self.queue: deque[Request] = deque()  # those not done, the one it is at first
+        self.built: set[int] = set()  # numbers of the games it has
         self.deadline = math.inf  # of the next answer
         self.episodes = 0  # that it has started
         self._send((settings, prompts, str(folder / "play")))
 
-    def ask(self, slots: Mapping[int, Slot]) -> None:
-        """Asks for all that the games of these slots are behind."""
-        self.queue.extend(slots)
-        self.episodes += sum(slot.played == 0 for slot in slots.values())
-        self._send([(number, *slot.behind()) for number, slot in slots.items()])
+    def ask(self, requests: Sequence[Request]) -> None:
+        """Asks for these, each of another game; the child must be idle."""
+        self.queue.extend(requests)
+        self.episodes += sum(request.route.seed is not None for request in requests)
+        self._send([(request.slot.game.number, request.route.seed, request.route.actions) for request in requests])
         self.expect()
 
     def expect(self) -> None:
@@ -138,7 +102,7 @@ class EnvironmentProcess(ChildProcess):
             self.channel.send(message)
 
     def _limit_s(self) -> float:
-        return self._step_timeout_s if self.queue[0] in self.built else self._load_timeout_s
+        return self._step_timeout_s if self.queue[0].slot.game.number in self.built else self._load_timeout_s
 
     def _printed(self) -> str:
         size = os.fstat(self._log).st_size
