@@ -93,7 +93,7 @@ def won(trajectories: list[Trajectory]) -> float:
     return float(np.mean([t.turns[-1].after.won for t in trajectories]))
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["rloo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_eight_games_are_learned_within_1500_episodes(games: Environments, model: ModelConfig, algorithm: str) -> None:
     """Coin level 3, 8 games: at least 95 % of an iteration's 64 sampled episodes won, from about 20 %."""
     config = CONFIG.algorithm

@@ -59,7 +59,7 @@ def coin_games(game_cache: None) -> Iterator[Environments]:
 
 @pytest.fixture(scope="module")
 def prompter(tiny_model: Path) -> Prompter:
-    return make_prompter(AgentConfig(prompt="actions"), load_tokenizer(ModelConfig(path=str(tiny_model))), (), 128, 8)
+    return make_prompter(AgentConfig(prompt="actions"), load_tokenizer(ModelConfig(path=str(tiny_model))), (), 128, 24)
 
 
 def make_run(storage: Path, *overrides: str, checkpoints: Sequence[int] = (2, 3)) -> Path:

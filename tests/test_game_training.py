@@ -103,6 +103,7 @@ def test_one_worker_plays_what_two_play(storage: Path, undisturbed: Path) -> Non
     assert without_run(records(storage / "alone")) == without_run(records(undisturbed))
 
 
+@pytest.mark.slow  # test_training.py does the same with one network
 def test_kill_the_driver_and_resume_bit_for_bit(storage: Path, undisturbed: Path) -> None:
     """Resume mid-run equals uninterrupted: weights of both networks, metrics, episodes, game seeds included."""
     config = game_config(storage, "killed")
