@@ -30,6 +30,7 @@ def last(folder: Path) -> tuple[float, float, float]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_reward_and_kl_fall_as_the_coefficient_rises(tmp_path: Path) -> None:
     """ALLIT-11 (i, iii), ALLIT-6: 0 goes furthest in reward and KL, 0.4 less far, 1000 stays at the base model."""
     outcome = {}
