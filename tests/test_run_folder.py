@@ -110,7 +110,7 @@ def test_resume_with_other_settings_names_each_of_them(tmp_path: Path) -> None:
     message = str(caught.value)
     for line in (
         "seed: 0 then, 4 now", "optimizer.lr: 0.0003 then, 1e-05 now", 'algorithm.name: "rloo" then, "grpo" now',
-        "algorithm.clip_range: absent then, 0.2 now", "algorithm.kl.coef: 0.4 then, 0.1 now",
+        "algorithm.clip_range: null then, 0.2 now", "algorithm.kl.coef: 0.4 then, 0.1 now",
         'reward.1.letter: absent then, "e" now',
     ):  # fmt: skip
         assert line in message
