@@ -79,7 +79,8 @@ def undisturbed(storage: Path, ray_cluster: None) -> Path:
 
 
 def test_a_run_on_games_leaves_what_its_readers_need(undisturbed: Path) -> None:
-    """TW-10, TW-23, TW-26: episodes turn by turn with probability, value and reward; a value network beside the model."""
+    """TW-10, TW-22, TW-23, TW-26: two ranks over gloo; episodes turn by turn with probability, value and reward; a value
+    network beside the model."""
     samples = [sample for sample in read_samples(undisturbed) if sample.iteration == 3]
     assert len(samples) == 12
     for sample in samples:

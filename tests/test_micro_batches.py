@@ -1,4 +1,5 @@
-"""Plans and packing: every sequence once, within the budget, the same number everywhere, masks from lengths."""
+"""Plans and packing: every sequence once, within the budget, masks from lengths, and on every rank the same number of
+forward passes (TW-5)."""
 
 from __future__ import annotations
 
