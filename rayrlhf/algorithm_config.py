@@ -1,31 +1,13 @@
-"""The config sections of algorithms and optimizers, and what all sections share; `config.py` has the others."""
+"""The config sections of algorithms and optimizers; `kl_config.py` has the KL penalty's, `config.py` the others."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values never change; a field's doc is the text under it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
-
-
-class FixedKLConfig(Section):
-    """Penalty of the KL divergence to the reference, subtracted from the reward: `score - coef * KL` (SPEC X-4)."""
-
-    coef: NonNegativeFloat = 0.4
-    """Per nat; of a whole sequence with reduction `sum`, of the mean token with `mean`."""
-    reduction: Literal["sum", "mean"] = "sum"
-    """`sum`: nats a sequence. `mean`: nats a token (SPEC ALLIT-6: mean over 99 tokens with 40 is sum with 0.404)."""
-
+from rayrlhf.config_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from rayrlhf.kl_config import KLLossConfig, KLPenaltyConfig
 
 LossReduction = Literal["sequence_sum", "sequence_mean", "token_mean", "group_sum"]
 """How token losses add up, by global counts. With N sequences of T_i tokens:
@@ -49,7 +31,10 @@ class UpdateConfig(Section):
 
 
 class PolicyGradientConfig(UpdateConfig):
-    kl: FixedKLConfig = FixedKLConfig()
+    kl: KLPenaltyConfig = KLPenaltyConfig()
+    """The KL penalty in the reward."""
+    kl_loss: KLLossConfig | None = None
+    """The KL penalty in the loss, beside or in place of that in the reward (`kl.coef: 0`); null: none."""
     loss_reduction: LossReduction = "sequence_sum"
     """How token losses add up: sequence_sum, sequence_mean, token_mean or group_sum."""
     include_prompt: bool = False
@@ -162,7 +147,10 @@ class PPOConfig(Section):
     """PPO (Schulman et al. 2017; SPEC LMHP-19..24): clipped policy and value losses, advantages from a value network."""
 
     name: Literal["ppo"] = "ppo"
-    kl: FixedKLConfig = FixedKLConfig()
+    kl: KLPenaltyConfig = KLPenaltyConfig()
+    """The KL penalty in the reward."""
+    kl_loss: KLLossConfig | None = None
+    """The KL penalty in the loss, beside or in place of that in the reward (`kl.coef: 0`); null: none."""
     gae: GAEConfig = GAEConfig()
     epochs: PositiveInt = 4
     """Passes over the iteration's episodes."""
@@ -200,7 +188,10 @@ class RejectionSamplingConfig(UpdateConfig):
     """Rejection sampling (SPEC TW-12, TW-20): cross-entropy on the turns with the highest return less KL penalty."""
 
     name: Literal["rejection_sampling"] = "rejection_sampling"
-    kl: FixedKLConfig = FixedKLConfig()
+    kl: KLPenaltyConfig = KLPenaltyConfig()
+    """The KL penalty in the reward."""
+    kl_loss: KLLossConfig | None = None
+    """The KL penalty in the loss, beside or in place of that in the reward (`kl.coef: 0`); null: none."""
     keep: PositiveInt | None = None
     """How many turns are kept, all where there are fewer; give this or keep_fraction."""
     keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None

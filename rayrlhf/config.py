@@ -9,17 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rayrlhf.algorithm_config import (
-    AdamWConfig,
-    AlgorithmConfig,
-    NonNegativeFloat,
-    NonNegativeInt,
-    OptimizerConfig,
-    PositiveFloat,
-    PositiveInt,
-    RLOOConfig,
-    Section,
-)
+from rayrlhf.algorithm_config import AdamWConfig, AlgorithmConfig, OptimizerConfig, RLOOConfig
+from rayrlhf.config_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class ScratchConfig(Section):

@@ -140,6 +140,14 @@ class Algorithm(Protocol):
         """
         ...
 
+    def updated(self, objective: Mapping[str, float], episodes: int) -> None:
+        """Called after each update with the metrics that `prepare` gave and the number of its episodes."""
+        ...
+
+    def multiply_kl(self, factor: float) -> None:
+        """Raises or lowers the KL coefficients from now on."""
+        ...
+
     def turn_values(
         self, trajectories: Sequence[Trajectory], values: Sequence[FloatArray]
     ) -> list[Sequence[float] | None]:

@@ -15,13 +15,14 @@ from typing import Any
 
 import ray
 import torch
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayrlhf.algorithm_config import OptimizerConfig, ValueConfig
 from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill
 from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.errors import LearnerError
+from rayrlhf.gang import Gang
 from rayrlhf.losses import Objective
 from rayrlhf.policy import resolve_model
 from rayrlhf.types import FloatArray, TrainingBatch, UpdateReport, ValueQuery, Weights
@@ -105,21 +106,25 @@ class LearnerRank:
 class LearnerGroup:
     """All ranks of the learner. Any method may raise `Died`; then `rebuild` and load a checkpoint."""
 
-    def __init__(self, settings: LearnerSettings):
+    def __init__(self, settings: LearnerSettings, gang: Gang | None = None):
+        """gang: whose bundles the ranks take; None: a placement group of their own."""
         self.settings = settings
         self.config = settings.learner
         self.version = 0  # optimizer updates behind the weights
         self.rebuilds = 0
-        bundle = {"CPU": self.config.cpus_per_rank}
-        if self.config.gpus_per_rank:
-            bundle["GPU"] = self.config.gpus_per_rank
         self._settings = ray.put(settings)
-        self._group = placement_group([bundle] * self.config.ranks, strategy="PACK")
+        self._gang = gang
+        self._group: PlacementGroup | None = None
+        if gang is None:
+            bundle = {"CPU": self.config.cpus_per_rank}
+            if self.config.gpus_per_rank:
+                bundle["GPU"] = self.config.gpus_per_rank
+            self._group = placement_group([bundle] * self.config.ranks, strategy="PACK")
         self.ranks: list[Any] = []
 
     def start(self) -> list[str]:
         """Starts the ranks' processes and lets them meet; returns the ids of their nodes."""
-        if not self._group.wait(START_TIMEOUT_S):
+        if self._group is not None and not self._group.wait(START_TIMEOUT_S):
             raise LearnerError(
                 f"no room for {self.config.ranks} learner ranks of {self.config.cpus_per_rank:g} CPU and "
                 f"{self.config.gpus_per_rank:g} GPU each within {START_TIMEOUT_S:g} s"
@@ -128,7 +133,7 @@ class LearnerGroup:
             LearnerRank.options(  # type: ignore[attr-defined]
                 num_cpus=self.config.cpus_per_rank,
                 num_gpus=self.config.gpus_per_rank,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank),
+                scheduling_strategy=self._place(rank),
                 runtime_env=actor_environment(self.config.cpus_per_rank),
             ).remote()
             for rank in range(self.config.ranks)
@@ -175,7 +180,14 @@ class LearnerGroup:
 
     def close(self) -> None:
         kill(self.ranks)
-        remove_placement_group(self._group)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+    def _place(self, rank: int) -> PlacementGroupSchedulingStrategy:
+        if self._gang is not None:
+            return self._gang.rank(rank)
+        assert self._group is not None
+        return PlacementGroupSchedulingStrategy(self._group, rank)
 
     def _all(self, method: str, *arguments: Any, timeout_s: float | None = None, each: Any = None) -> list[Any]:
         """Calls a method on all ranks at once and waits for all."""

@@ -7,11 +7,9 @@ record. Everything it needs is handed in; `train` is the one place that reads th
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 
 import numpy as np
 
@@ -20,12 +18,15 @@ from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.cluster import Died, check_resources, check_shared_storage, ray_session
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
+from rayrlhf.controllers import immobility
 from rayrlhf.environments import (
     check_environment,
     prepare_environment,
 )
 from rayrlhf.errors import LearnerError, UserError
+from rayrlhf.gang import Gang
 from rayrlhf.interfaces import Algorithm
+from rayrlhf.interrupts import Interrupts
 from rayrlhf.kl import turn_kl
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
@@ -35,7 +36,6 @@ from rayrlhf.prompts import Prompts
 from rayrlhf.records import environment_counts, episode_metrics, evaluation_metrics, sample_record, worker_times
 from rayrlhf.report import write_report
 from rayrlhf.reward_process import RewardProcess
-from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.run_parts import (
     check_agent,
@@ -47,51 +47,10 @@ from rayrlhf.run_parts import (
     starting_point,
     worker_settings,
 )
+from rayrlhf.schedule import Schedule, make_schedule
 from rayrlhf.summary import RunSummary, summarise
-from rayrlhf.types import EpisodeScore, EpisodeSpec, FloatArray, Trajectory
+from rayrlhf.types import EpisodeScore, FloatArray, Trajectory
 from rayrlhf.worker import RolloutPool
-
-BASELINE_BATCH = 20  # episodes of the untrained model that are decoded together
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long the run is, and what one iteration plays."""
-
-    run: str  # its name
-    seed: int
-    iterations: int
-    groups: int
-    group_size: int
-    groups_per_batch: int
-    baseline_episodes: int
-    checkpoint_every: int
-    evaluation_episodes: int  # held-out games of one evaluation; 0 where the environment has none
-    evaluate_every: int | None  # iterations; None: after the last alone
-
-    def episodes(self, iteration: int) -> list[list[EpisodeSpec]]:
-        """The batches of one iteration; of the baseline each episode is a group of its own."""
-        if iteration == BASELINE:
-            return deal_specs(self.seed, BASELINE, self.baseline_episodes, 1, BASELINE_BATCH)
-        return deal_specs(self.seed, iteration, self.groups, self.group_size, self.groups_per_batch)
-
-    def held_out_episodes(self, iteration: int) -> list[list[EpisodeSpec]]:
-        """The batches of an evaluation: greedy, one episode a held-out game."""
-        return deal_specs(
-            self.seed, iteration, self.evaluation_episodes, 1, BASELINE_BATCH, split="held_out", greedy=True
-        )
-
-    def evaluation_due(self, done: int) -> bool:
-        every = self.evaluate_every
-        due = done == self.iterations or (every is not None and done % every == 0)
-        return due and self.evaluation_episodes > 0
-
-    def update_seed(self, iteration: int) -> int:
-        """Of what an update draws: its minibatches, ties."""
-        return int(np.random.SeedSequence([self.seed, iteration, 1]).generate_state(1)[0])
-
-    def checkpoint_due(self, done: int) -> bool:
-        return done % self.checkpoint_every == 0 or done == self.iterations
 
 
 @dataclass(slots=True)
@@ -109,6 +68,16 @@ class Stopwatch:
             self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + time.perf_counter() - start
 
 
+class Observer:
+    """Whoever follows a run as it goes; this one does nothing. What it raises stops the run, as a signal does."""
+
+    def iteration_done(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Called after each iteration with what was recorded of it."""
+
+    def checkpoint_saved(self, done: int) -> None:
+        """Called after each checkpoint, with the number of iterations behind it."""
+
+
 class Trainer:
     """Collects, scores, updates and records, iteration by iteration, until the schedule is done."""
 
@@ -123,6 +92,7 @@ class Trainer:
         checkpoints: CheckpointStore,
         progress: Progress,
         max_logprob_gap: float,
+        observer: Observer | None = None,
     ):
         self.schedule = schedule
         self.rollouts = rollouts
@@ -133,6 +103,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.progress = progress
         self.max_logprob_gap = max_logprob_gap
+        self.observer = observer or Observer()
         self.saved = 0  # iterations behind the latest checkpoint
         self.untrained_algorithm = algorithm.state_dict()
         self.started = time.perf_counter()  # of this session: time/elapsed counts from here
@@ -185,6 +156,7 @@ class Trainer:
             with watch("record"):
                 self.record_samples(iteration, trajectories, scores, values)
                 texts = episode_metrics(trajectories, scores)
+            self.algorithm.updated(objective, len(trajectories))
             with watch("evaluate"):
                 held_out = self.evaluate(iteration)
         elapsed = time.perf_counter() - self.started
@@ -196,6 +168,7 @@ class Trainer:
         metrics = {**objective, **texts, **report.metrics, **environment_counts(played), **held_out, **times}
         self.log.record(iteration, metrics)
         self.progress.update(iteration, metrics)
+        self.observer.iteration_done(iteration, metrics)
 
     def evaluate(self, iteration: int) -> dict[str, float]:
         """eval/* metrics of the policy as it is after this iteration, where an evaluation is due."""
@@ -234,6 +207,7 @@ class Trainer:
         self.learner.save(partial / "model", partial / "trainer", partial / "value")
         self.checkpoints.commit(partial, done, {"algorithm": self.algorithm.state_dict()})
         self.saved = done
+        self.observer.checkpoint_saved(done)
 
     def save_if_whole(self, done: int) -> None:
         """Checkpoint where the learner stands at the end of an iteration that no checkpoint holds yet."""
@@ -252,26 +226,6 @@ class Trainer:
         self.log.truncate(checkpoint.iteration)
         self.saved = checkpoint.iteration
         return checkpoint.iteration
-
-
-class Interrupts:
-    """SIGINT and SIGTERM ask the run to stop after the iteration under way; a second one stops it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Interrupts:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt(f"stopped at once by a second {signal.Signals(number).name}")
-        self.asked = True
 
 
 def check_versions(trajectories: Sequence[Trajectory], version: int) -> None:
@@ -294,13 +248,18 @@ def check_reference(trajectories: Sequence[Trajectory], tolerance: float) -> Non
         )
 
 
-def train(config: RunConfig, resume: bool = False) -> RunSummary:
-    """Runs one training run from its config to its report; every fault of the user's is a UserError before it starts."""
+def train(
+    config: RunConfig, resume: bool = False, observer: Observer | None = None, gang: Gang | None = None
+) -> RunSummary:
+    """Runs one training run from its config to its report; every fault of the user's is a UserError before it starts.
+
+    observer: is told of every iteration and checkpoint. gang: where the actors go; None: wherever there is room.
+    """
     environments = environment_settings(config)
     for settings in environments.values():
         check_environment(settings)
     check_agent(config)
-    algorithm = build_algorithm(config.algorithm)
+    algorithm = build_algorithm(config.algorithm, config.iterations)
     start = None if config.model.scratch else starting_point(config, config.model)
     schedule = make_schedule(config, "held_out" in environments)
     prepare_environment(environments["train"])
@@ -314,11 +273,12 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
         stack.enter_context(ray_session(config))
-        check_resources(config)
+        if gang is None:
+            check_resources(config)
         check_shared_storage(folder.path)
-        learner = LearnerGroup(learner_settings(config, start.model, algorithm.objective, learner_device))
+        learner = LearnerGroup(learner_settings(config, start.model, algorithm.objective, learner_device), gang)
         stack.callback(learner.close)
-        rollouts = RolloutPool(worker_settings(config, start, environments), config.rollout)
+        rollouts = RolloutPool(worker_settings(config, start, environments), config.rollout, gang)
         stack.callback(rollouts.close)
         rank_nodes, worker_nodes = set(learner.start()), set(rollouts.ready())
         progress.message(
@@ -332,7 +292,7 @@ def train(config: RunConfig, resume: bool = False) -> RunSummary:
             if precision_of(config) == "fp32"
             else config.learner.max_mean_logprob_gap_bf16
         )
-        Trainer(schedule, rollouts, rewards, algorithm, learner, log, checkpoints, progress, gap).run(resume)
+        Trainer(schedule, rollouts, rewards, algorithm, learner, log, checkpoints, progress, gap, observer).run(resume)
         summary = summarise(folder.path)
         write_report(folder.path)
         for line in outcome(summary):
@@ -364,22 +324,6 @@ def outcome(summary: RunSummary) -> list[str]:
     return lines
 
 
-def make_schedule(config: RunConfig, has_held_out: bool) -> Schedule:
-    rollout = config.rollout
-    return Schedule(
-        run=config.name,
-        seed=config.seed,
-        iterations=config.iterations,
-        groups=rollout.groups_per_iteration,
-        group_size=rollout.group_size,
-        groups_per_batch=rollout.groups_per_batch,
-        baseline_episodes=config.baseline_episodes,
-        checkpoint_every=config.checkpoint.every,
-        evaluation_episodes=config.evaluation.episodes if has_held_out else 0,
-        evaluate_every=config.evaluation.every,
-    )
-
-
 def announce(progress: Progress, config: RunConfig, prompts: Prompts, folder: RunFolder) -> None:
     """Says at the start what is run and what was done to the prompts, and warns of what skews the numbers."""
     rewards = " + ".join(part.name for part in config.reward)
@@ -387,6 +331,11 @@ def announce(progress: Progress, config: RunConfig, prompts: Prompts, folder: Ru
         f"{config.algorithm.name} on {rewards}, model {config.model.path}, {len(prompts.items)} prompts from "
         f"{prompts.source} ({prompts.dropped} dropped, {prompts.cut} cut), run folder {folder.path}"
     )
+    episodes = config.rollout.episodes_per_iteration
+    for option, channel in (("algorithm.kl", config.algorithm.kl), ("algorithm.kl_loss", config.algorithm.kl_loss)):
+        warning = immobility(channel, option, episodes, config.iterations) if channel is not None else None
+        if warning:
+            progress.message(warning)
     if config.rollout.top_k is not None or config.rollout.top_p not in (None, 1.0):
         progress.message(
             "warning: rollout.top_k / rollout.top_p sample from a truncated distribution, while the loss and the KL "

@@ -156,6 +156,8 @@ class Turn:
     before: GameState = GameState()  # the state the action was chosen in
     after: GameState = GameState()  # the state it led to
     example: bool = False  # an example was played here (SPEC TW-8): in the memory, never in the loss
+    vocabulary_kl: FloatArray = field(default_factory=_no_values)  # [T] nats, KL over the whole vocabulary in the
+    # direction that the reward's estimator asks for (full, forward); [0] where it asks for none, or `allowed` says it
 
     @property
     def choices(self) -> NDArray[np.bool_]:
@@ -227,6 +229,7 @@ class TrainingSequence:
     behaviour_logprobs: FloatArray  # [S] nats, at the sampling temperature; over `allowed` where that is given
     weights: FloatArray  # [S] 0 where a token carries no policy loss
     allowed: AllowedTokens | None = None  # over the S scored tokens; None: the whole vocabulary at each
+    reference_logprobs: FloatArray = field(default_factory=_no_values)  # [S] nats; [0] without a KL loss that samples
     values: FloatArray = field(default_factory=_no_values)  # [S] V of the value network at the rollout; [0] without one
     returns: FloatArray = field(default_factory=_no_values)  # [S] what V is fitted to; [0] without a value network
     value_weights: FloatArray = field(default_factory=_no_values)  # [S] 0 where a token carries no value loss; or [0]
@@ -251,6 +254,8 @@ class TrainingBatch:
 
     sequences: tuple[TrainingSequence, ...]
     minibatches: tuple[Minibatch, ...]  # in the order of their steps; the first is taken on-policy
+    kl_coef: float = 0.0  # of the KL in the loss, per nat, where the objective has one
+    lr_scale: float = 1.0  # factor on the learning rates
     target_kl: float | None = None  # no further step once a step's approxkl (nats^2 a token) is above; None: no limit
 
     @classmethod

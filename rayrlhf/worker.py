@@ -20,6 +20,7 @@ from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill,
 from rayrlhf.config import AgentConfig, ModelConfig, RolloutConfig
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import RolloutError
+from rayrlhf.gang import Gang
 from rayrlhf.interfaces import Environments
 from rayrlhf.player import Player
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
@@ -167,10 +168,12 @@ class Task:
 class RolloutPool:
     """Rollout actors that share out the batches of an iteration."""
 
-    def __init__(self, settings: WorkerSettings, config: RolloutConfig):
+    def __init__(self, settings: WorkerSettings, config: RolloutConfig, gang: Gang | None = None):
+        """gang: whose bundles the actors take; None: they go wherever there is room."""
         self.config = config
+        self._gang = gang
         self._settings = ray.put(settings)
-        self.actors = [self._start() for _ in range(config.workers)]
+        self.actors = [self._start(number) for number in range(config.workers)]
         self._starting = set(
             range(config.workers)
         )  # workers that have not answered yet: their first answer may be late
@@ -222,17 +225,17 @@ class RolloutPool:
     def close(self) -> None:
         kill(self.actors)
 
-    def _start(self) -> ray.actor.ActorHandle:
+    def _start(self, worker: int) -> ray.actor.ActorHandle:
         return RolloutActor.options(  # type: ignore[attr-defined]
             num_cpus=self.config.cpus_per_worker,
             num_gpus=self.config.gpus_per_worker,
-            scheduling_strategy="SPREAD",
+            scheduling_strategy="SPREAD" if self._gang is None else self._gang.worker(worker),
             runtime_env=actor_environment(self.config.cpus_per_worker),
         ).remote(self._settings)
 
     def _replace(self, worker: int) -> None:
         kill([self.actors[worker]])
-        self.actors[worker] = self._start()
+        self.actors[worker] = self._start(worker)
         self._starting.add(worker)
         self.deaths += 1
 

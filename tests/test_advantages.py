@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from rayrlhf.advantages import group_standardised, leave_one_out, minus_moving_average
-from rayrlhf.algorithm_config import FixedKLConfig, GRPOConfig, ReinforceConfig, RLOOConfig
+from rayrlhf.algorithm_config import GRPOConfig, ReinforceConfig, RLOOConfig
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.algorithms.policy_gradient import by_group, training_sequences
 from rayrlhf.algorithms.sequences import token_weights
 from rayrlhf.kl import penalty, token_kl
+from rayrlhf.kl_config import KLPenaltyConfig
 from rayrlhf.types import EpisodeScore, Trajectory, Turn
 
 
@@ -76,7 +77,7 @@ def test_mean_penalty_is_sum_penalty_in_other_units() -> None:
 
 def test_penalty_is_subtracted_inside_the_baseline() -> None:
     """X-4, ALLIT-5, ALLIT-7: shaped = score - coef * KL, and the leave-one-out baseline is taken on the shaped rewards."""
-    config = RLOOConfig(kl=FixedKLConfig(coef=0.5))
+    config = RLOOConfig(kl=KLPenaltyConfig(coef=0.5))
     episodes = [episode(0, 0, [-1, -1], [-2, -2]), episode(0, 1, [-1], [-1])]
     algorithm = build_algorithm(config)
     shaped = algorithm.shaped_rewards(episodes, [score(3), score(5)])
@@ -91,7 +92,7 @@ def test_penalty_is_subtracted_inside_the_baseline() -> None:
 
 def test_prompt_counts_where_asked() -> None:
     """Q-5, ALLIT-4: with include_prompt the loss and the KL run over all tokens but the first."""
-    config = RLOOConfig(include_prompt=True, kl=FixedKLConfig(coef=1, reduction="mean"), loss_reduction="group_sum")
+    config = RLOOConfig(include_prompt=True, kl=KLPenaltyConfig(coef=1, reduction="mean"), loss_reduction="group_sum")
     episodes = [episode(0, 0, [-1, -1], [-1, -1]), episode(0, 1, [-1], [-1])]
     shaped = build_algorithm(config).shaped_rewards(episodes, [score(0), score(0)])
     np.testing.assert_allclose(shaped, [-2 / 4, -2 / 3])  # two prompt tokens of 1 nat among 4 and 3

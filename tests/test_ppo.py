@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from rayrlhf.advantages import discounted_returns, gae, turn_links, whitening
-from rayrlhf.algorithm_config import FixedKLConfig, GAEConfig, PPOConfig
+from rayrlhf.algorithm_config import GAEConfig, PPOConfig
 from rayrlhf.algorithms.ppo import PPO, decision_steps, episode_queries
 from rayrlhf.algorithms.sequences import segments, split_into_minibatches
 from rayrlhf.kl import turn_entropy, turn_kl
+from rayrlhf.kl_config import KLPenaltyConfig
 from rayrlhf.types import FloatArray, Trajectory
 from tests.game_episodes import episode, score_of, sets, turn
 
-NO_KL = FixedKLConfig(coef=0)
+NO_KL = KLPenaltyConfig(coef=0)
 
 
 def values_of(trajectories: list[Trajectory], seed: int = 0) -> list[FloatArray]:
@@ -87,7 +88,7 @@ def test_terminated_has_no_value_and_truncated_has_the_next_prompts() -> None:
 
 def test_rewards_are_minus_kl_plus_the_score_at_the_turns_end() -> None:
     """LMHP-19: R_t = -beta k_t and R_T += score, in each turn."""
-    config = PPOConfig(kl=FixedKLConfig(coef=0.5), whiten_advantages="none", gae=GAEConfig(
+    config = PPOConfig(kl=KLPenaltyConfig(coef=0.5), whiten_advantages="none", gae=GAEConfig(
         token_lambda=0, turn_lambda=0, turn_discount=1))  # fmt: skip
     one = episode([turn(2, reward=3.0, kl=0.2), turn(1, (9,), reward=1.0, kl=-0.4)])
     zeros = [np.zeros(2, np.float32), np.zeros(1, np.float32)]

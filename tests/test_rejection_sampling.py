@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayrlhf.algorithm_config import FixedKLConfig, RejectionSamplingConfig
+from rayrlhf.algorithm_config import RejectionSamplingConfig
 from rayrlhf.algorithms.rejection_sampling import RejectionSampling, choose_best
 from rayrlhf.errors import LearnerError
+from rayrlhf.kl_config import KLPenaltyConfig
 from rayrlhf.types import Trajectory
 from tests.game_episodes import episode, score_of, turn
 
-NO_KL = FixedKLConfig(coef=0)
+NO_KL = KLPenaltyConfig(coef=0)
 
 
 def three_episodes() -> list[Trajectory]:
@@ -54,7 +55,7 @@ def test_kl_is_subtracted_from_the_score() -> None:
         episode([turn(1, (2,), reward=2.0, kl=1.0)], index=1),
     ]
     assert kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep=1), far) == [1]
-    assert kept_prompts(RejectionSamplingConfig(kl=FixedKLConfig(coef=0.1), keep=1), far) == [2]
+    assert kept_prompts(RejectionSamplingConfig(kl=KLPenaltyConfig(coef=0.1), keep=1), far) == [2]
 
 
 def test_unfinished_episodes() -> None:

@@ -17,15 +17,16 @@ from rayrlhf.algorithms.rejection_sampling import RejectionSampling
 from rayrlhf.algorithms.rloo import RLOO
 
 
-def build_algorithm(config: AlgorithmConfig) -> RLOO | Reinforce | GRPO | PPO | RejectionSampling:
+def build_algorithm(config: AlgorithmConfig, iterations: int = 1) -> RLOO | Reinforce | GRPO | PPO | RejectionSampling:
+    """iterations: of the whole run, which a schedule is spread over."""
     match config:
         case RLOOConfig():
-            return RLOO(config)
+            return RLOO(config, iterations)
         case GRPOConfig():
-            return GRPO(config)
+            return GRPO(config, iterations)
         case ReinforceConfig():
-            return Reinforce(config)
+            return Reinforce(config, iterations)
         case PPOConfig():
-            return PPO(config)
+            return PPO(config, iterations)
         case RejectionSamplingConfig():
-            return RejectionSampling(config)
+            return RejectionSampling(config, iterations)

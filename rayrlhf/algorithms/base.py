@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rayrlhf.algorithm_config import FixedKLConfig
+from rayrlhf.controllers import KLController
 from rayrlhf.kl import penalty, turn_entropy, turn_kl
+from rayrlhf.kl_config import KLLossConfig, KLPenaltyConfig
 from rayrlhf.types import EpisodeScore, FloatArray, Trajectory, ValueQuery
 
 
@@ -17,7 +18,9 @@ class ObjectiveConfig(Protocol):
     """What every algorithm's config says of the objective."""
 
     @property
-    def kl(self) -> FixedKLConfig: ...
+    def kl(self) -> KLPenaltyConfig: ...
+    @property
+    def kl_loss(self) -> KLLossConfig | None: ...
     @property
     def turn_discount(self) -> float: ...
     @property
@@ -25,10 +28,13 @@ class ObjectiveConfig(Protocol):
 
 
 class EpisodeAlgorithm:
-    """An algorithm without a value network and without state of its own, unless a subclass has them."""
+    """An algorithm without a value network; its state is that of its KL controllers, and what a subclass adds."""
 
-    def __init__(self, config: ObjectiveConfig):
+    def __init__(self, config: ObjectiveConfig, iterations: int = 1):
+        """iterations: of the whole run, for schedules."""
         self._objective = config
+        self.kl = KLController(config.kl, iterations)
+        self.kl_loss = KLController(config.kl_loss, iterations) if config.kl_loss is not None else None
 
     def value_queries(self, trajectories: Sequence[Trajectory]) -> list[ValueQuery]:
         """There is no value network."""
@@ -46,8 +52,8 @@ class EpisodeAlgorithm:
         The penalty is a number, not a tensor: no gradient flows through it (SPEC ALLIT-7), and baselines are taken on
         what this returns (SPEC ALLIT-5).
         """
-        kl = self._objective.kl
-        penalties = [penalty(self._kl(trajectory), kl.coef, kl.reduction) for trajectory in trajectories]
+        coef, reduction = self.kl.coef, self._objective.kl.reduction
+        penalties = [penalty(self._kl(trajectory), coef, reduction) for trajectory in trajectories]
         return discounted_scores(scores, self._objective.turn_discount) - np.array(penalties)
 
     def objective_metrics(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> dict[str, float]:
@@ -56,21 +62,40 @@ class EpisodeAlgorithm:
         nats = [float(values.sum(dtype=np.float64)) for values in kls]
         entropies = [float(sum(turn_entropy(turn).sum(dtype=np.float64) for turn in t.turns)) for t in trajectories]
         raw = discounted_scores(scores, 1.0)
-        return {
+        metrics = {
             "objective/score": float(raw.mean()),
             "objective/score_std": float(raw.std()),
             "objective/score_total": float(self.shaped_rewards(trajectories, scores).mean()),
             "objective/kl": float(np.mean(nats)),
             "objective/kl_per_token": float(sum(nats) / max(sum(len(values) for values in kls), 1)),
-            "objective/kl_coef": self._objective.kl.coef,
+            "objective/kl_coef": self.kl.coef,
             "objective/entropy": float(np.mean(entropies)),
         }
+        if self.kl_loss is not None:
+            metrics["objective/kl_loss_coef"] = self.kl_loss.coef
+        return metrics
+
+    def updated(self, objective: Mapping[str, float], episodes: int) -> None:
+        """Moves the KL coefficients on after an update, by the metrics that its `prepare` gave (SPEC LMHP-20)."""
+        for controller in self._controllers.values():
+            controller.update(objective["objective/kl"], objective["objective/kl_per_token"], episodes)
+
+    def multiply_kl(self, factor: float) -> None:
+        """Raises or lowers the coefficients of both KL channels from now on."""
+        for controller in self._controllers.values():
+            controller.multiply(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {name: controller.state_dict() for name, controller in self._controllers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """There is no state."""
+        for name, controller in self._controllers.items():
+            controller.load_state_dict(state[name])
+
+    @property
+    def _controllers(self) -> dict[str, KLController]:
+        """By their names in the config."""
+        return {"kl": self.kl} if self.kl_loss is None else {"kl": self.kl, "kl_loss": self.kl_loss}
 
     def _kl(self, trajectory: Trajectory) -> FloatArray:
         """KL in nats of all scored tokens of an episode."""

@@ -14,8 +14,8 @@ from rayrlhf.types import Trajectory
 
 
 class GRPO(PolicyGradient):
-    def __init__(self, config: GRPOConfig):
-        super().__init__(config)
+    def __init__(self, config: GRPOConfig, iterations: int = 1):
+        super().__init__(config, iterations)
         self.by_std = config.normalize_by_std
 
     def advantages(

@@ -26,8 +26,8 @@ from rayrlhf.types import EpisodeScore, FloatArray, TrainingBatch, TrainingSeque
 class PolicyGradient(EpisodeAlgorithm):
     """One advantage an episode, from its shaped reward: an algorithm is its `advantages`."""
 
-    def __init__(self, config: PolicyGradientConfig):
-        super().__init__(config)
+    def __init__(self, config: PolicyGradientConfig, iterations: int = 1):
+        super().__init__(config, iterations)
         self.config = config
         clipped, weighted = config.clip_range, PolicyGradientLoss(config.importance_cap)
         self.objective = Objective(weighted if clipped is None else ClippedLoss(clipped), config.entropy_coef)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayrlhf.advantages import gae, turn_links, whitening
-from rayrlhf.algorithm_config import FixedKLConfig, GAEConfig, PPOConfig
+from rayrlhf.algorithm_config import GAEConfig, PPOConfig
 from rayrlhf.algorithms.base import EpisodeAlgorithm
 from rayrlhf.algorithms.sequences import (
     TurnTarget,
@@ -19,6 +19,7 @@ from rayrlhf.algorithms.sequences import (
     training_sequence,
 )
 from rayrlhf.kl import turn_kl
+from rayrlhf.kl_config import KLPenaltyConfig
 from rayrlhf.losses import ClippedLoss, Objective, ValueObjective
 from rayrlhf.types import EpisodeScore, FloatArray, IntArray, TrainingBatch, Trajectory, Turn, ValueQuery
 
@@ -46,8 +47,8 @@ class Credit:
 
 
 class PPO(EpisodeAlgorithm):
-    def __init__(self, config: PPOConfig):
-        super().__init__(config)
+    def __init__(self, config: PPOConfig, iterations: int = 1):
+        super().__init__(config, iterations)
         self.config = config
         value = ValueObjective(config.value_clip_range, config.value_coef)
         self.objective = Objective(ClippedLoss(config.clip_range), config.entropy_coef, value)
@@ -160,7 +161,7 @@ def decision_steps(trajectory: Trajectory) -> tuple[IntArray, ...]:
     return tuple(tokens if len(tokens) else np.zeros(1, np.int64) for tokens in steps)
 
 
-def step_rewards(trajectory: Trajectory, score: EpisodeScore, steps: Sequence[IntArray], kl: FixedKLConfig) -> Floats:
+def step_rewards(trajectory: Trajectory, score: EpisodeScore, steps: Sequence[IntArray], kl: KLPenaltyConfig) -> Floats:
     """R_t = -coef * KL_t at each step, plus the turn's score at its last (SPEC LMHP-19), [N].
 
     With reduction `mean` the KL of a token counts 1 / (tokens of the episode)."""

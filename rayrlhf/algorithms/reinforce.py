@@ -15,8 +15,8 @@ from rayrlhf.types import Trajectory
 
 
 class Reinforce(PolicyGradient):
-    def __init__(self, config: ReinforceConfig):
-        super().__init__(config)
+    def __init__(self, config: ReinforceConfig, iterations: int = 1):
+        super().__init__(config, iterations)
         self.decay = config.baseline_decay
         self.average: float | None = None  # of shaped rewards, over the batches before this one
 
@@ -29,7 +29,8 @@ class Reinforce(PolicyGradient):
         return advantages, {"objective/baseline": self.average}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average}
+        return {**super().state_dict(), "average": self.average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self.average = state["average"]

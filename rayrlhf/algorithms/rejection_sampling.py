@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 
 
 class RejectionSampling(EpisodeAlgorithm):
-    def __init__(self, config: RejectionSamplingConfig):
-        super().__init__(config)
+    def __init__(self, config: RejectionSamplingConfig, iterations: int = 1):
+        super().__init__(config, iterations)
         self.config = config
         self.objective = Objective(PolicyGradientLoss(importance_cap=None), config.entropy_coef)
 

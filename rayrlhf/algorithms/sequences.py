@@ -164,7 +164,7 @@ def training_batch(
     """The update's optimizer steps; with `whiten` each minibatch's advantages get mean 0 and deviation 1."""
     cut = split_into_minibatches(sequences, reduction, epochs, minibatches, seed)
     steps = [_minibatch(sequences, indices, scale, whiten) for epoch in cut for indices, scale in epoch]
-    return TrainingBatch(tuple(sequences), tuple(steps), target_kl)
+    return TrainingBatch(tuple(sequences), tuple(steps), target_kl=target_kl)
 
 
 def _minibatch(
