@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rayrlhf.algorithms import build_algorithm
+from rayrlhf.announcements import announce
 from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.cluster import Died, check_resources, check_shared_storage, ray_session
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
-from rayrlhf.controllers import immobility
 from rayrlhf.environments import (
     check_environment,
     prepare_environment,
@@ -32,7 +32,6 @@ from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.progress import Progress
-from rayrlhf.prompts import Prompts
 from rayrlhf.records import environment_counts, episode_metrics, evaluation_metrics, sample_record, worker_times
 from rayrlhf.report import write_report
 from rayrlhf.reward_process import RewardProcess
@@ -322,22 +321,3 @@ def outcome(summary: RunSummary) -> list[str]:
     if summary.eval_won is not None:
         lines.append(f"held-out games won, greedy: {number(summary.eval_won)} of {summary.eval_episodes}")
     return lines
-
-
-def announce(progress: Progress, config: RunConfig, prompts: Prompts, folder: RunFolder) -> None:
-    """Says at the start what is run and what was done to the prompts, and warns of what skews the numbers."""
-    rewards = " + ".join(part.name for part in config.reward)
-    progress.message(
-        f"{config.algorithm.name} on {rewards}, model {config.model.path}, {len(prompts.items)} prompts from "
-        f"{prompts.source} ({prompts.dropped} dropped, {prompts.cut} cut), run folder {folder.path}"
-    )
-    episodes = config.rollout.episodes_per_iteration
-    for option, channel in (("algorithm.kl", config.algorithm.kl), ("algorithm.kl_loss", config.algorithm.kl_loss)):
-        warning = immobility(channel, option, episodes, config.iterations) if channel is not None else None
-        if warning:
-            progress.message(warning)
-    if config.rollout.top_k is not None or config.rollout.top_p not in (None, 1.0):
-        progress.message(
-            "warning: rollout.top_k / rollout.top_p sample from a truncated distribution, while the loss and the KL "
-            "are those of the full one at this temperature; both log-probabilities are kept (SPEC X-5)"
-        )

@@ -56,6 +56,22 @@ def test_alliteration_known_cases_of_allit_1(text: str, expected: int) -> None:
         assert score_text("alliteration", text[:cut], text[cut:]) == expected
 
 
+def test_alliteration_by_letter_and_rarity(tmp_path: Path) -> None:
+    """ALLIT-12: pairs weighted by 1 / the corpus frequency of their letter, and a part a letter for the log."""
+    (tmp_path / "corpus.txt").write_text("so small a Snail saw zebras")  # s 4, a 1, z 1 of 6 words, 3 letters
+    rare = {"corpus": str(tmp_path / "corpus.txt")}
+    assert score_text("alliteration", "", "silly seal", **rare) == pytest.approx(6 / (3 * 4))
+    assert score_text("alliteration", "zoo ", "zebra zag", **rare) == pytest.approx(2 * 6 / 3)
+    assert score_text("alliteration", "", "quick queen", **rare) == pytest.approx(2)  # unseen: as rare as the rarest
+    letters = [part("alliteration"), *(part("alliteration", letter=letter, weight=0) for letter in "st")]
+    [scored] = score([example_trajectory("Sam ", "saw two tall tigers")], *letters)
+    assert float(scored.total.sum()) == 3
+    assert list(scored.parts.values()) == [3, 1, 2]
+    (tmp_path / "corpus.txt").write_text(" \n")
+    with pytest.raises(RewardError, match="corpus holds no words"):
+        score_text("alliteration", "", "silly seal", **rare)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("", 0), ("a", 1), ("An apple And a bear", 4), ("banana", 0), ('"a', 0), ("a\na\ta", 3), ("a " * 97, 97)],
@@ -110,7 +126,7 @@ def test_length_adds_up_over_turns() -> None:
         ("length", {"target": 1, "maximum": 2}, r"give target or maximum, not both"),
         ("length", {"target": 1.5}, r"takes int \| None for `target`, not 1\.5"),
         ("length", {"target": -1}, r"target must not be negative"),
-        ("alliteration", {"letter": "a"}, r"has no parameter `letter`\. It takes no parameters\."),
+        ("starts_with_a", {"letter": "a"}, r"has no parameter `letter`\. It takes no parameters\."),
         ("user_rewards:counted", {}, r"needs the parameter `word`\. Its parameters: word, each=1\.0"),
         ("user_rewards:counted", {"word": "a", "text": "b"}, r"has no parameter `text`"),
         (
