@@ -50,6 +50,15 @@ class PolicyGradientConfig(UpdateConfig):
             raise ValueError("epochs and minibatches above 1 need clip_range or importance_cap")
         return self
 
+    @model_validator(mode="after")
+    def _prompts_are_sampled(self) -> PolicyGradientConfig:
+        if self.include_prompt and self.kl.estimator in ("full", "forward"):
+            raise ValueError(
+                f"algorithm.kl.estimator {self.kl.estimator} is over the tokens of responses alone, and "
+                "algorithm.include_prompt counts prompts: take k1, k2, k3 or forward_sampled, or leave include_prompt off"
+            )
+        return self
+
 
 class ReinforceConfig(PolicyGradientConfig):
     """REINFORCE (Williams 1992): advantage = shaped reward minus an optional moving average."""

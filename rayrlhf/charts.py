@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
 
@@ -21,6 +22,11 @@ SERIES_COLOURS = 6
 # Colours that nothing else has: each is replaced by what the style sheet is to decide.
 _TEXT, _GRID = "#010203", "#010204"
 _SERIES = [f"#0102{16 + index:02x}" for index in range(SERIES_COLOURS)]
+_PAGE_COLOURS = {
+    _TEXT: "currentColor",
+    _GRID: "var(--grid)",
+    **{colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES, start=1)},
+}
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: small, and in the page's font
     "svg.hashsalt": "rayrlhf",  # the same run gives the same file
@@ -47,25 +53,45 @@ class Series:
     marked: bool = False  # each point is shown: of what is measured now and then
 
 
+def page_style() -> AbstractContextManager[None]:
+    """Within it figures are drawn as `figure_element` takes them: text and grid in colours that it replaces."""
+    return matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
+
+
+def figure_element(title: str, figure: Figure, legend: str = "", colours: Mapping[str, str] | None = None) -> str:
+    """A `<figure>` of what was drawn in `page_style`. title: text; legend: HTML.
+
+    colours: a colour drawn with -> what the style sheet is to put in its place, such as `var(--scale-1)`.
+    """
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg", transparent=True)
+    svg = _inline(drawing.getvalue(), title, _PAGE_COLOURS | dict(colours or {}))
+    return f"<figure><figcaption>{escape(title)}{legend}</figcaption>{svg}</figure>"
+
+
 def line_chart(
     title: str,
     series: Sequence[Series],
     level: tuple[str, float] | None = None,
     from_zero: bool = False,
     size: tuple[float, float] = (5.2, 2.6),
+    alarms: Sequence[float] = (),
 ) -> str:
     """A `<figure>` with the lines, over iterations, and a legend where there are several.
 
     Above 40 points a moving average is drawn over the faint raw line. level: label and height of a dashed line.
     from_zero: the vertical axis holds 0. size: inches; the figure scales to the width it is given.
+    alarms: iterations at which a dotted upright line stands.
     """
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+    with page_style():
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         for index, line in enumerate(series):
             _draw(axes, line, _SERIES[index % SERIES_COLOURS])
         if level is not None:
             axes.axhline(level[1], color=_TEXT, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
+        for iteration in alarms:
+            axes.axvline(iteration, color=_TEXT, linewidth=1, linestyle=":", alpha=0.8)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.7)
         axes.tick_params(length=0)
@@ -78,12 +104,7 @@ def line_chart(
         if all(len(line.values) == 1 for line in series):  # no width to scale by
             axes.set_xlim(series[0].iterations[0] - 0.5, series[0].iterations[0] + 0.5)
         axes.set_axisbelow(True)
-        drawing = io.StringIO()
-        figure.savefig(drawing, format="svg", transparent=True)
-    return (
-        f"<figure><figcaption>{escape(title)}{_legend(series, level)}</figcaption>"
-        f"{_inline(drawing.getvalue(), title)}</figure>"
-    )
+        return figure_element(title, figure, _legend(series, level))
 
 
 def moving_average(values: Sequence[float], width: int) -> np.ndarray:
@@ -115,14 +136,14 @@ def _legend(series: Sequence[Series], level: tuple[str, float] | None) -> str:
     return f'<span class="legend">{"".join(entries)}</span>' if entries else ""
 
 
-def _inline(svg: str, title: str) -> str:
+def _inline(svg: str, title: str, colours: Mapping[str, str]) -> str:
     """The `<svg>` element alone, without fixed size and metadata, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(
         r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{escape(title)}">', svg
     )
-    svg = svg.replace("xlink:href=", "href=").replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)")
-    for index, colour in enumerate(_SERIES, start=1):
-        svg = svg.replace(colour, f"var(--series-{index})")
+    svg = svg.replace("xlink:href=", "href=")
+    for drawn, shown in colours.items():
+        svg = svg.replace(drawn, shown)
     return svg

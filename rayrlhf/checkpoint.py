@@ -19,7 +19,7 @@ import re
 import shutil
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,16 +131,19 @@ def newest_model(folder: Path) -> Path:
 class CheckpointStore:
     """The checkpoints of one run, as the process that holds the run's lock writes and resumes them."""
 
-    def __init__(self, folder: Path, keep: int, keep_trainer_state: int) -> None:
+    def __init__(self, folder: Path, keep: int, keep_trainer_state: int, keep_back: int | None = None) -> None:
         """folder: is made if missing, and cleared of what a killed process left behind. keep: how many models stay.
 
-        keep_trainer_state: how many of the latest also keep what a resumed run needs.
+        keep_trainer_state: how many of the latest also keep what a resumed run needs. keep_back: of a run that may roll
+        back, how many iterations; the checkpoints of the last so many, and the newest one before them, stay whole, so
+        that there is always one to go back to.
         """
         if keep < 1 or keep_trainer_state < 1:
             raise ValueError(f"keep ({keep}) and keep_trainer_state ({keep_trainer_state}) must be at least 1")
         self.folder = folder
         self._keep = keep
         self._keep_trainer_state = keep_trainer_state
+        self._keep_back = keep_back
         self._damaged: set[int] = set()  # found so by `latest`: left in place, not counted
         folder.mkdir(parents=True, exist_ok=True)
         self._clear_leftovers()
@@ -188,7 +191,7 @@ class CheckpointStore:
         """
         faults: list[str] = []
         for iteration in reversed(whole_checkpoints(self.folder)):
-            path = self.folder / f"{iteration:06d}"
+            path = self._path(iteration)
             try:
                 manifest = verify(path)
             except CheckpointError as error:
@@ -206,8 +209,27 @@ class CheckpointStore:
             raise CheckpointError("no checkpoint can be resumed from:\n  " + "\n  ".join(faults))
         return None
 
+    def resumable_at_most(self, iteration: int) -> int | None:
+        """The newest checkpoint of at most so many iterations that still has the learner's state; files are not read."""
+        for found in reversed(whole_checkpoints(self.folder)):
+            if found > iteration or found in self._damaged:
+                continue
+            try:
+                if read_manifest(self._path(found)).resumable:
+                    return found
+            except CheckpointError as error:
+                warnings.warn(f"{error}; the one before it is taken", stacklevel=2)
+        return None
+
+    def discard_after(self, iteration: int) -> None:
+        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones."""
+        for found in reversed(whole_checkpoints(self.folder)):
+            if found > iteration:
+                self._remove(found)
+        sync_folder(self.folder)
+
     def _put_in_place(self, partial: Path, iteration: int) -> None:
-        target = self.folder / f"{iteration:06d}"
+        target = self._path(iteration)
         replaced = self.folder / f".replaced-{iteration:06d}"
         if target.exists():  # two renames: a process killed between them finds the old one as `.replaced-`
             os.rename(target, replaced)
@@ -220,13 +242,28 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Removes the oldest models beyond `keep`, and the learner's state of all but the latest few."""
         healthy = [iteration for iteration in whole_checkpoints(self.folder) if iteration not in self._damaged]
-        for iteration in healthy[: -self._keep]:
-            removed = self.folder / f".removed-{iteration:06d}"
-            os.rename(self.folder / f"{iteration:06d}", removed)  # at once: half of a checkpoint never has its name
-            shutil.rmtree(removed)
-        for iteration in healthy[-self._keep : -self._keep_trainer_state]:
-            self._drop_trainer_state(self.folder / f"{iteration:06d}")
+        needed = self._needed(healthy)
+        for iteration in [old for old in healthy[: -self._keep] if old not in needed]:
+            self._remove(iteration)
+        for iteration in [old for old in healthy[-self._keep : -self._keep_trainer_state] if old not in needed]:
+            self._drop_trainer_state(self._path(iteration))
         sync_folder(self.folder)
+
+    def _needed(self, healthy: Sequence[int]) -> set[int]:
+        """What a rollback may go back to, now or later: the last `keep_back` iterations and the newest before them."""
+        if self._keep_back is None or not healthy:
+            return set()
+        edge = healthy[-1] - self._keep_back
+        before = self.resumable_at_most(edge)
+        return {iteration for iteration in healthy if iteration > edge or iteration == before}
+
+    def _path(self, iteration: int) -> Path:
+        return self.folder / f"{iteration:06d}"
+
+    def _remove(self, iteration: int) -> None:
+        removed = self.folder / f".removed-{iteration:06d}"
+        os.rename(self._path(iteration), removed)  # at once: half of a checkpoint never has its name
+        shutil.rmtree(removed)
 
     def _drop_trainer_state(self, path: Path) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The command line: `rayrlhf train`, `generate`, `report`, `recipes`, `rewards`, `envs`, `sft`, `doctor`.
+"""The command line: `rayrlhf train`, `sweep`, `generate`, `report`, `replay`, `recipes`, `rewards`, `envs`, `sft`, `doctor`.
 
 A command imports its module when it runs, so that `--help` needs neither torch nor Ray.
 """
@@ -45,6 +45,38 @@ def train(
     from rayrlhf import trainer
 
     trainer.train(config, resume=resume)
+
+
+@app.command()
+def sweep(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A search space of tune/, a recipe's name or a YAML file of either.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE|KEY=DIMENSION",
+            help="Settings of every trial, dimensions such as algorithm.kl.coef=grid:0,0.1,1, and the sweep's own, "
+            "such as sweep.seeds=3.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the trials, and stop.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep of this name where it stopped.")
+    ] = False,
+) -> None:
+    """Run many trainings and compare them: `rayrlhf sweep alliteration algorithm.kl.coef=grid:0,0.1,1 sweep.seeds=2`."""
+    from rayrlhf.tune.sweep_config import load_sweep
+
+    request = load_sweep(source, words or [])
+    if dry_run:
+        from rayrlhf.tune.listing import print_trials
+
+        print_trials(request)
+        return
+    from rayrlhf.tune.sweep import run_sweep
+
+    run_sweep(request, resume=resume)
 
 
 def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -202,12 +234,26 @@ def imitate(
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="A run's folder, such as runs/my-run.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's or a sweep's, such as runs/my-run.")],
 ) -> None:
-    """Write report.html of a run: its curves, and samples side by side."""
-    from rayrlhf.report import write_report
+    """Write report.html of a run (its curves, samples side by side) or of a sweep (its frontier, what it recommends)."""
+    if (folder / "sweep.yaml").is_file():
+        from rayrlhf.tune.sweep_report import write_sweep_report as write
+    else:
+        from rayrlhf.report import write_report as write
+    typer.echo(write(folder))
 
-    typer.echo(write_report(run_folder))
+
+@app.command()
+def replay(
+    batch: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A batch of a run, such as runs/x/alarms/000012-entropy.")
+    ],
+) -> None:
+    """Play a batch that an alarm kept once more: is it the same, and what does it read like?"""
+    from rayrlhf.replay import replay as play_again
+
+    raise typer.Exit(0 if play_again(batch) else 1)
 
 
 @app.command()

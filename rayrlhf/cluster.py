@@ -30,12 +30,19 @@ class Died(Exception):
     """An actor died or did not answer in time; what it did is lost, and can be done again by another."""
 
 
+def ray_session(config: RunConfig) -> contextlib.AbstractContextManager[None]:
+    """The Ray of one run: `ray_cluster` with as many logical CPUs as the run's actors ask for, and one to spare."""
+    rollout, learner = config.rollout, config.learner
+    asked = rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank
+    return ray_cluster(int(asked) + 1)
+
+
 @contextlib.contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
+def ray_cluster(cpus: int) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS or a Ray job names, or starts one on this machine and stops it at the end.
 
-    A cluster of our own has as many logical CPUs as the actors ask for: workers and learner take turns, so on a small
-    machine they share its cores. Nothing of it outlives the driver.
+    cpus: logical CPUs that a cluster of our own has at least: workers and learner take turns, so on a small machine
+    they share its cores. Nothing of it outlives the driver.
     """
     if ray.is_initialized():
         yield
@@ -46,11 +53,9 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     else:
         before = set(psutil.Process().children())
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine go first
-        rollout, learner = config.rollout, config.learner
-        asked = rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, int(asked) + 1),
+            num_cpus=max(os.cpu_count() or 1, cpus),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rayrlhf.algorithm_config import AdamWConfig, AlgorithmConfig, OptimizerConfig, RLOOConfig
 from rayrlhf.config_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from rayrlhf.detector_config import DetectorConfig
 
 
 class ScratchConfig(Section):
@@ -225,6 +226,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    detector: DetectorConfig = DetectorConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -20,12 +20,15 @@ from rayrlhf.config_draft import Draft, KeyPath, Place, dotted
 Section = type[BaseModel]
 
 
-def faults_of(draft: Draft, error: ValidationError | None) -> list[tuple[Place, str]]:
-    """Every fault of a draft as (where, `key: what is wrong`), unordered. Empty if there is none."""
+def faults_of(draft: Draft, error: ValidationError | None, root: Section = RunConfig) -> list[tuple[Place, str]]:
+    """Every fault of a draft as (where, `key: what is wrong`), unordered. Empty if there is none.
+
+    root: the section that the draft is a config of.
+    """
     details = [] if error is None else error.errors(include_url=False)
-    found = [_explain(draft, detail) for detail in details if not _is_echo(detail)]
+    found = [_explain(draft, detail, root) for detail in details if not _is_echo(detail)]
     named = {path for path, _ in found}
-    found += [(path, message) for path, message in _stray_booleans(draft) if path not in named]
+    found += [(path, message) for path, message in _stray_booleans(draft, root) if path not in named]
     return [_placed(draft, path, message) for path, message in found]
 
 
@@ -70,11 +73,11 @@ class Spot(NamedTuple):
     field: FieldInfo | None  # None for an unknown key
 
 
-def _find(location: Sequence[str | int], tree: Any) -> Spot:
+def _find(location: Sequence[str | int], tree: Any, root: Section) -> Spot:
     """Follows a location, pydantic's or one of the tree, through values and schema together."""
     path: KeyPath = ()
     node = tree
-    members: tuple[Section, ...] = (RunConfig,)
+    members: tuple[Section, ...] = (root,)
     spot = Spot(path, None, (), None)
     for part in location:
         if len(members) > 1 and part in [_tag(member) for member in members]:
@@ -112,11 +115,11 @@ def _keys_below(section: Section) -> Iterator[str]:
 # --- words ---
 
 
-def _explain(draft: Draft, detail: ErrorDetails) -> tuple[KeyPath, str]:
-    spot = _find(detail["loc"], draft.tree)
+def _explain(draft: Draft, detail: ErrorDetails, root: Section) -> tuple[KeyPath, str]:
+    spot = _find(detail["loc"], draft.tree, root)
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return spot.path, _unknown_key(spot)
+        return spot.path, _unknown_key(spot, root)
     if kind == "union_tag_invalid":
         members = _sections(spot.field.annotation) if spot.field else ()
         return (*spot.path, _tag_key(members[0])), _none_of(str(context["tag"]), [_tag(member) for member in members])
@@ -129,8 +132,8 @@ def _explain(draft: Draft, detail: ErrorDetails) -> tuple[KeyPath, str]:
     return spot.path, _wrong_value(kind, value, context, detail["msg"])
 
 
-def _unknown_key(spot: Spot) -> str:
-    key, prefix, owner = str(spot.path[-1]), spot.path[:-1], spot.owner or RunConfig
+def _unknown_key(spot: Spot, root: Section) -> str:
+    key, prefix, owner = str(spot.path[-1]), spot.path[:-1], spot.owner or root
     if "." in key and key in set(_keys_below(owner)):
         head, rest = key.split(".", 1)
         return f"a file has no dotted keys: write `{head}:` with `{rest}:` under it"
@@ -140,7 +143,7 @@ def _unknown_key(spot: Spot) -> str:
     if near := suggestion(key, list(others), cutoff=0.8):
         having = [_tag(member) for member in spot.family if near in member.model_fields]
         return f"{_tag(owner)} has no {near} ({' and '.join(having)} {'has' if len(having) == 1 else 'have'})"
-    shallowest_first = sorted(_keys_below(RunConfig), key=lambda name: name.count("."))
+    shallowest_first = sorted(_keys_below(root), key=lambda name: name.count("."))
     everywhere = {name.rsplit(".", 1)[-1]: name for name in reversed(shallowest_first)}
     if near := suggestion(key, list(everywhere), cutoff=0.8):
         return f"unknown key, did you mean {everywhere[near]}?"
@@ -213,10 +216,10 @@ def _is_echo(detail: ErrorDetails) -> bool:
     return detail["type"] == "too_short" and bool(detail["input"])
 
 
-def _stray_booleans(draft: Draft) -> Iterator[tuple[KeyPath, str]]:
+def _stray_booleans(draft: Draft, root: Section) -> Iterator[tuple[KeyPath, str]]:
     """Python's `True` is the number 1, a config's `true` is not."""
     for path, value in _leaves(draft.tree):
-        field = _find(path, draft.tree).field
+        field = _find(path, draft.tree, root).field
         if isinstance(value, bool) and field is not None and not _takes_boolean(field.annotation):
             yield path, f"must be {_wanted(field.annotation)}, not {_shown(value)}"
 

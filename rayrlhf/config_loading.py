@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -21,6 +21,8 @@ from rayrlhf.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "alliteration"
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,21 @@ def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> Run
             draft.override(override)
         except ConfigError as error:
             faults.append(str(error))
-    _name_default_members(draft.tree)
-    config, invalid = _validated(draft.tree)
-    placed = sorted(faults_of(draft, invalid), key=lambda fault: fault[0])
-    faults = [f"{place.label}: {message}" for place, message in placed] + faults
-    if faults or config is None:
-        raise ConfigError("\n".join(faults))
+    return checked(draft, RunConfig, faults)
+
+
+def checked(draft: Draft, section: type[Config], faults: Sequence[str] = ()) -> Config:
+    """The draft as a config of this kind. faults: known already, they come last.
+
+    Raises:
+        ConfigError: with a line for each fault, all at once.
+    """
+    _name_default_members(draft.tree, section)
+    config, invalid = _validated(draft.tree, section)
+    placed = sorted(faults_of(draft, invalid, section), key=lambda fault: fault[0])
+    lines = [f"{place.label}: {message}" for place, message in placed] + list(faults)
+    if lines or config is None:
+        raise ConfigError("\n".join(lines))
     return config
 
 
@@ -86,8 +97,8 @@ _Representer.add_representer(type(None), _Representer.null)
 _Representer.add_representer(str, _Representer.text)
 
 
-def dump_config(config: RunConfig) -> str:
-    """The whole config as YAML, every key of it; `load_config` reads it back as an equal one."""
+def dump_config(config: BaseModel) -> str:
+    """The whole config as YAML, every key of it; `load_config` reads a run's back as an equal one."""
     yaml = YAML()
     yaml.Representer = _Representer
     yaml.allow_unicode = True
@@ -116,7 +127,7 @@ def _locate(source: str) -> tuple[Path, str]:
     raise ConfigError(f"{source}: no recipe and no file has this name; {guess}: {', '.join(known)}")
 
 
-def _name_default_members(tree: dict[str, Any], section: type[BaseModel] = RunConfig) -> None:
+def _name_default_members(tree: dict[str, Any], section: type[BaseModel]) -> None:
     """A section of a tagged union without its tag is the default member, as every key left out has its default."""
     for key, field in section.model_fields.items():
         below = tree.get(key)
@@ -133,8 +144,8 @@ def _name_default_members(tree: dict[str, Any], section: type[BaseModel] = RunCo
             _name_default_members(below, type(default))
 
 
-def _validated(tree: dict[str, Any]) -> tuple[RunConfig | None, ValidationError | None]:
+def _validated(tree: dict[str, Any], section: type[Config]) -> tuple[Config | None, ValidationError | None]:
     try:
-        return RunConfig.model_validate(copy.deepcopy(tree)), None
+        return section.model_validate(copy.deepcopy(tree)), None
     except ValidationError as error:
         return None, error

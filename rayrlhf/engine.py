@@ -81,8 +81,8 @@ def build_optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.O
 class Engine:
     """A network, its optimizer, and the rules of DeepSpeed that fail silently when broken.
 
-    An update is `begin`, then for each micro-batch `forward`, `backward` and `next_micro_batch`, or `finish` after the
-    last one. Every rank makes the same calls.
+    An update is `begin`, then for each micro-batch `forward`, `backward` and `next_micro_batch`, or after the last one
+    `grad_norm` and `finish`. Every rank makes the same calls.
     """
 
     def __init__(self, fabric: Fabric, module: nn.Module, optimizer: OptimizerConfig, option: str = "optimizer"):
@@ -91,7 +91,7 @@ class Engine:
         `option` is the optimizer's name in the config, for messages.
         """
         self._fabric = fabric
-        self._option = option
+        self.option = option
         config = fabric.strategy.config  # type: ignore[attr-defined]
         config["gradient_clipping"] = optimizer.max_grad_norm or 0.0  # unset, DeepSpeed clips to 1.0
         # Buckets are allocated whole, 800 MB each in fp32, however small the network; DeepSpeed wants an even size.
@@ -129,36 +129,39 @@ class Engine:
             raise RuntimeError("the last micro-batch of an update ends with `finish`")
         self._engine.step()
 
-    def finish(self) -> float:
-        """Clips, steps the optimizer and returns the global gradient norm before clipping.
+    def grad_norm(self) -> float:
+        """The global norm of the update's gradients, before clipping and before `finish`; inf where one is not finite.
 
-        Raises:
-            LearnerError: the norm is not finite; raised on all ranks.
+        Collective, and the same at every rank. DeepSpeed takes the norm in its step, where it is too late for another
+        engine to hold back; its own functions are asked here, on what they are asked there.
         """
+        self._check_complete()
+        optimizer, stage = self._engine.optimizer, self._engine.zero_optimization_stage()
+        if stage == 3:
+            from deepspeed.runtime.utils import combine_grad_norm_groups
+
+            norm = float(combine_grad_norm_groups(optimizer._get_norm_groups())) / optimizer.loss_scale
+        elif stage > 0:
+            norm = float(optimizer.scaled_global_norm()) / optimizer.loss_scale
+        else:  # the reduced gradients lie whole on the parameters
+            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+            norm = float(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients]).norm())
+        return norm if math.isfinite(norm) and norm >= 0 else math.inf
+
+    def finish(self) -> None:
+        """Clips and steps the optimizer, which ends the update. Every engine's `grad_norm` must be finite."""
+        self._check_complete()
+        self._engine.step()
+
+    def _check_complete(self) -> None:
         if not self._engine.is_gradient_accumulation_boundary():
             raise RuntimeError("`finish` ends an update, and micro-batches that `begin` announced are missing")
-        norm = self._plain_grad_norm()
-        if norm is not None:
-            self._check(norm)
-        self._engine.step()
-        if norm is None:
-            norm = float(self._engine.get_global_grad_norm())
-            self._check(norm)
-        return norm
 
-    def _check(self, norm: float) -> None:
-        if not math.isfinite(norm) or norm < 0:  # DeepSpeed's norm of gradients that are not finite is inf or -1
-            raise LearnerError(
-                f"the gradient norm is {norm}: the update overflowed. Lower {self._option}.lr, check the rewards' scale, "
-                "or use learner.precision: fp32; go on from the last checkpoint."
-            )
-
-    def _plain_grad_norm(self) -> float | None:
-        """At stage 0 in fp32 DeepSpeed knows no norm, and the reduced gradients lie whole on the parameters."""
-        if self._engine.zero_optimization() or self._engine.bfloat16_enabled():
-            return None
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    def finite_weights(self) -> bool:
+        """Whether this rank's share of the weights holds no NaN and no infinity."""
+        shares = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in self.module.parameters()]
+        ends = [end for share in shares for end in share.aminmax()]  # NaN is both; a tenth of the time of `isfinite`
+        return bool(torch.stack(ends).isfinite().all())
 
     def gather(self, part: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Name and whole value of each parameter of a part of the network, tied ones once, valid until the next is

@@ -41,5 +41,17 @@ class LearnerError(UserError):
     """The learner failed for good, or its numbers are wrong: log-probabilities disagree, a loss is not finite."""
 
 
+class NotFiniteError(LearnerError):
+    """A loss, gradient, weight, metric or log-probability is NaN or infinite: such a run always stops."""
+
+
+class DivergenceError(UserError):
+    """The detector ended the run by one of its rules."""
+
+
+class RunPaused(DivergenceError):
+    """The detector saved the run and ended it for someone to look at; `--resume` goes on."""
+
+
 class InstallationError(UserError):
     """Something this machine lacks."""

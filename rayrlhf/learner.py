@@ -31,10 +31,10 @@ from rayrlhf.losses import Objective
 from rayrlhf.micro_batches import MicroBatch, collate, plan_micro_batches
 from rayrlhf.packed_sequences import Limits, PackedSequences, check_minibatches, pack_sequences, pack_tokens
 from rayrlhf.policy import load_policy, load_tokenizer
-from rayrlhf.policy_network import PolicyNetwork
+from rayrlhf.policy_network import FrozenReference, PolicyNetwork
 from rayrlhf.strategy import Device
 from rayrlhf.types import FloatArray, Minibatch, TrainingBatch, UpdateReport, ValueQuery, Weights
-from rayrlhf.update_checks import check_agreement, check_finite
+from rayrlhf.update_checks import check_agreement, check_finite, check_gradients, check_weights
 from rayrlhf.update_statistics import (
     Step,
     StepStatistics,
@@ -88,6 +88,8 @@ class Learner:
     ):
         """Loads the policy from `model_path` and joins the other ranks (`engine.launch_fabric` says where they meet).
 
+        The model at `model_path` is the reference of the objective's KL loss as well, whatever state is loaded later.
+
         `temperature` is the sampler's: the differentiated distribution is the sampled one (SPEC X-5, X-6).
         `iterations` is the length of the run, for the learning rates. `value` is the network that `objective.value`
         fits: neither comes without the other.
@@ -107,7 +109,8 @@ class Learner:
         self.rank = rank
         self.world = world
         self.version = 0  # updates behind the weights
-        self._stopped = False
+        self._stopped = False  # an update failed, and nothing but a new learner goes on
+        self._halfway = False  # it failed after some of its steps
 
         self._bf16 = config.precision == "bf16" or (
             config.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
@@ -117,6 +120,10 @@ class Learner:
         self._device = fabric.device
         self._network = _policy_network(load_policy(self._model), value)
         self._limits = limits_of(self._network.policy)
+        self._reference: FrozenReference | None = None
+        if objective.kl is not None and objective.kl.vocabulary is not None:
+            dtype = torch.bfloat16 if self._bf16 else torch.float32
+            self._reference = FrozenReference(load_policy(self._model, dtype), self._device)
         self._engines = {"policy": Engine(fabric, self._network, optimizer)}
         self._rates: dict[str, OptimizerSettings] = {"policy": optimizer}
         self._critic: ValueNetwork | None = None
@@ -135,33 +142,47 @@ class Learner:
 
         Raises:
             LearnerError: on all ranks. A sequence is malformed, or in the first step learner and sampler disagree about
-                log-probabilities (SPEC X-5): before any weight has changed. A loss or a gradient is not finite.
+                log-probabilities (SPEC X-5): before any weight has changed. NotFiniteError: a loss or a gradient is not
+                finite, which all ranks find before any engine steps; or the weights are not, after the steps.
         """
         began = time.perf_counter()
         if self._stopped:
             raise LearnerError("this learner stopped in an update; build it anew and load the last checkpoint")
         check_minibatches(batch)
-        packed = pack_sequences(batch.sequences, self._limits, with_values=self._objective.value is not None)
-        rates = {name: learning_rate(rate, iteration, self._iterations) for name, rate in self._rates.items()}
+        kl, with_values = self._objective.kl, self._objective.value is not None
+        packed = pack_sequences(batch.sequences, self._limits, with_values, kl is not None and kl.vocabulary is None)
+        rates = {
+            name: batch.lr_scale * learning_rate(rate, iteration, self._iterations)
+            for name, rate in self._rates.items()
+        }
         self._stopped = True  # until the last step is done: one that fails leaves half a gradient in the engine
         steps: list[Step] = []
         for minibatch in batch.minibatches:
-            steps.append(self._step(packed, minibatch, rates, behind=len(steps), of=len(batch.minibatches)))
-            if batch.target_kl is not None and steps[-1].statistics.tokens.approxkl > batch.target_kl:
+            step = self._step(packed, minibatch, rates, batch.kl_coef, behind=len(steps), of=len(batch.minibatches))
+            steps.append(step)
+            self._halfway = True
+            if batch.target_kl is not None and step.statistics.tokens.approxkl > batch.target_kl:
                 break
-        self._stopped = False
+        check_weights(self._finite_weights(), f"after {len(steps)} steps of this update")
+        self._stopped = self._halfway = False
         self.version += 1
-        metrics = update_metrics(steps, with_values=self._objective.value is not None)
+        metrics = update_metrics(steps, with_values, with_kl=kl is not None)
         metrics |= {"learner/lr" if name == "policy" else "learner/value_lr": rate for name, rate in rates.items()}
         metrics["policy/stopped_early"] = float(len(steps) < len(batch.minibatches))
-        if self._objective.value is not None:
+        if with_values:
             metrics["val/var_explained"] = variance_explained(packed.values, packed.returns, packed.value_weights != 0)
         seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64, device=self._device)
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
         return UpdateReport(version=self.version, metrics=metrics, seconds=float(seconds))
 
     def _step(
-        self, packed: PackedSequences, minibatch: Minibatch, rates: Mapping[str, float], behind: int, of: int
+        self,
+        packed: PackedSequences,
+        minibatch: Minibatch,
+        rates: Mapping[str, float],
+        kl_coef: float,
+        behind: int,
+        of: int,
     ) -> Step:
         """The optimizer step after `behind` others of an update of `of`."""
         indices = np.asarray(minibatch.indices, np.int64)
@@ -172,7 +193,7 @@ class Learner:
         statistics = StepStatistics.zero(self._device)
         for number, members in enumerate(plan.ranks[self.rank], start=1):
             batch = collate(packed, indices[list(members)].tolist(), minibatch).to(self._device)
-            statistics += self._backward(batch)
+            statistics += self._backward(batch, kl_coef)
             if number < plan.micro_batches:
                 for engine in self._engines.values():
                     engine.next_micro_batch()
@@ -181,14 +202,18 @@ class Learner:
         check_finite(statistics, state)
         if not behind:
             check_agreement(statistics.tokens, self._config, self._bf16)
-        norms = {name: engine.finish() for name, engine in self._engines.items()}
+        norms = {name: engine.grad_norm() for name, engine in self._engines.items()}
+        check_gradients({self._engines[name].option: norm for name, norm in norms.items()}, state)
+        for engine in self._engines.values():
+            engine.finish()
         return Step(statistics, norms["policy"], norms.get("value"), plan.padding, plan.micro_batches)
 
-    def _backward(self, batch: MicroBatch) -> StepStatistics:
+    def _backward(self, batch: MicroBatch, kl_coef: float) -> StepStatistics:
         """Adds the gradients of this micro-batch's share of the loss to the engines'."""
         policy, objective = self._engines["policy"], self._objective
+        reference = self._reference.logits(batch.input_ids, batch.columns) if self._reference is not None else None
         logits, values = policy.forward(batch.input_ids, batch.columns, batch.value_columns)
-        loss, of_tokens = policy_loss(logits, batch, objective, self._temperature)
+        loss, of_tokens = policy_loss(logits, batch, objective, self._temperature, kl_coef, reference)
         if objective.value is None:
             policy.backward(loss)
             return StepStatistics(of_tokens, ValueStatistics.zero(self._device), _losses(loss, torch.zeros_like(loss)))
@@ -235,8 +260,23 @@ class Learner:
         arrays = {name: to_array(tensor) for name, tensor in gathered if self.rank == 0}
         return Weights(self.version, checksum(arrays), arrays) if self.rank == 0 else None
 
+    def _finite_weights(self) -> bool:
+        """Whether all weights of all ranks and engines are finite. Collective."""
+        faults = sum(not engine.finite_weights() for engine in self._engines.values())
+        total = torch.tensor(float(faults), device=self._device)
+        dist.all_reduce(total, dist.ReduceOp.SUM)
+        return not total
+
     def save_model(self, folder: Path) -> None:
-        """Writes a `from_pretrained` folder of policy and tokenizer; when this returns, on any rank, it is whole."""
+        """Writes a `from_pretrained` folder of policy and tokenizer; when this returns, on any rank, it is whole.
+
+        Raises:
+            LearnerError: on all ranks, and nothing is written. The last update failed halfway, or a weight, the value
+                network's included, is not finite.
+        """
+        if self._halfway:
+            raise LearnerError("the last update failed after some of its steps: its weights are of no whole iteration")
+        check_weights(self._finite_weights(), "nothing is saved")
         gathered = self._engines["policy"].gather(self._network.policy)
         tensors = {name: tensor.cpu().clone() for name, tensor in gathered if self.rank == 0}
         if self.rank == 0:

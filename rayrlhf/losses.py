@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-ELEMENTS_AT_ONCE = 1 << 22  # logits whose softmax is held at once for the entropy: 16 MiB in fp32
+if TYPE_CHECKING:
+    from rayrlhf.kl_estimators import KLLoss
+
+ELEMENTS_AT_ONCE = 1 << 22  # logits whose softmax is held at once for entropies and divergences: 16 MiB in fp32
 
 
 class PolicyLoss(Protocol):
@@ -95,12 +98,13 @@ def _near(values: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What an update minimises: weights * (policy loss - entropy_coef * entropy) + value_weights * value loss, summed
-    over the tokens (`types.TrainingSequence` has the weights)."""
+    """What an update minimises: weights * (policy loss - entropy_coef * entropy + kl_coef * KL loss) + value_weights *
+    value loss, summed over the tokens (`types.TrainingSequence` has the weights, `types.TrainingBatch` kl_coef)."""
 
     policy: PolicyLoss
     entropy_coef: float = 0.0  # per nat
     value: ValueObjective | None = None  # None: no value network
+    kl: KLLoss | None = None  # None: no KL penalty in the loss
 
 
 def selected_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -114,8 +118,8 @@ def selected_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> Te
 
 
 def scaled_logits(logits: Tensor, temperature: float) -> Tensor:
-    """logits / temperature in fp32; no copy where that is what they are."""
-    logits = logits.float()
+    """logits / temperature in fp32, or fp64 where that is what they are; no copy where nothing changes."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1.0 else logits / temperature
 
 

@@ -1,20 +1,16 @@
 """What a run records as it goes: `metrics.jsonl`, `samples.jsonl`, the same curves for TensorBoard; and the readers.
 
-Both files hold one JSON object a line in ASCII (a lone surrogate in a text survives as its escape), rising iterations,
-and -1 for what was played before the first. A killed process may leave its last line torn: readers pass over it, and
-the next writer removes it.
+Both files hold one JSON object a line (json_lines.py), rising iterations, and -1 for what was played before the first.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -22,7 +18,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from rayrlhf.durable import replace_file
-from rayrlhf.errors import LearnerError, RunFolderError
+from rayrlhf.errors import NotFiniteError, RunFolderError
+from rayrlhf.json_lines import line, open_append, rows
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import GameState, Trajectory
 
@@ -82,23 +79,23 @@ class MetricsLog:
     def __init__(self, folder: RunFolder) -> None:
         """Opens the records of a run, made or resumed; what a killed process left torn is removed."""
         self._paths = (folder.metrics, folder.samples)
-        self._files = [_open_append(path) for path in self._paths]
+        self._files = [open_append(path) for path in self._paths]
         self._events = _open_events(folder.tensorboard)
 
     def record(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Appends one iteration's metrics (SPEC X-10 names); LearnerError names one that is NaN or infinite."""
+        """Appends one iteration's metrics (SPEC X-10 names); NotFiniteError names one that is NaN or infinite."""
         row = {name: _finite(name, value, iteration) for name, value in metrics.items()}
-        self._files[0].write(_line({"iteration": iteration, **row}))
+        self._files[0].write(line({"iteration": iteration, **row}))
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in row.items()])
         self._events.add_event(Event(wall_time=time.time(), step=iteration, summary=summary))
 
     def record_samples(self, records: Iterable[SampleRecord]) -> None:
-        """Appends episodes; LearnerError names a number among theirs that is NaN or infinite."""
+        """Appends episodes; NotFiniteError names a number among theirs that is NaN or infinite."""
         lines = []
         for record in records:
             for name, value in _numbers(record):
                 _finite(f"{name} of episode {record.index}", value, record.iteration)
-            lines.append(_line(asdict(record)))
+            lines.append(line(asdict(record)))
         self._files[1].write(b"".join(lines))
 
     def sync(self) -> None:
@@ -112,8 +109,8 @@ class MetricsLog:
         for file in self._files:
             file.close()
         for path in self._paths:
-            replace_file(path, (line for line, row in _rows(path) if row["iteration"] < iteration))
-        self._files = [_open_append(path) for path in self._paths]
+            replace_file(path, (text for text, row in rows(path) if row["iteration"] < iteration))
+        self._files = [open_append(path) for path in self._paths]
         # TensorBoard's own mark of a restart: its readers drop what earlier files have at this step and later ones
         restart = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(wall_time=time.time(), step=iteration, session_log=restart))
@@ -136,13 +133,13 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
     Empty where nothing was recorded yet. RunFolderError names a damaged line; a torn last one is passed over.
     """
-    return [row for _, row in _rows(RunFolder(folder).metrics)]
+    return [row for _, row in rows(RunFolder(folder).metrics)]
 
 
 def iter_samples(folder: Path) -> Iterator[SampleRecord]:
     """The episodes of the run at `folder` in recording order, one in memory at a time. Else as `read_metrics`."""
     path = RunFolder(folder).samples
-    for _, row in _rows(path):
+    for _, row in rows(path):
         try:
             turns = tuple(TurnRecord(**{name: turn[name] for name in _TURN_FIELDS}) for turn in row.get("turns", ()))
             yield SampleRecord(**{name: row[name] for name in _SAMPLE_FIELDS}, turns=turns)
@@ -207,42 +204,11 @@ def _numbers(record: SampleRecord) -> Iterator[tuple[str, float]]:
 def _finite(name: str, value: float, iteration: int) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise LearnerError(
+        raise NotFiniteError(
             f"iteration {iteration}: {name} is {number}. The run stops here; its last checkpoint is sound. "
             "Lower optimizer.lr or look at the reward, then continue with --resume or start anew"
         )
     return number
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    """One line of JSON; numpy scalars become plain numbers."""
-    return json.dumps(row, allow_nan=False, default=lambda scalar: scalar.item()).encode("ascii") + b"\n"
-
-
-def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line of a record with what it says; nothing where there is no file. A torn last line is left out."""
-    if not path.exists():
-        return
-    damaged: int | None = None
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if damaged is not None:
-                raise RunFolderError(f"{path}:{damaged} is damaged; remove that line, or mend it from a copy")
-            row = _parse(line)
-            if row is None:
-                damaged = number  # a fault only if another line follows
-            else:
-                yield line, row
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """What a line says, or None where it is torn: no object with an iteration, or without its end of line."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    whole = line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("iteration"), int)
-    return row if whole else None
 
 
 def _open_events(folder: Path) -> EventFileWriter:
@@ -254,19 +220,3 @@ def _open_events(folder: Path) -> EventFileWriter:
     if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
         time.sleep(int(now) + 1 - now)
     return EventFileWriter(str(folder), flush_secs=10)
-
-
-def _open_append(path: Path) -> IO[bytes]:
-    """Opens a record for appending, without what a killed process left torn at its end.
-
-    Unbuffered: a line is one write, there for every reader at once.
-    """
-    with open(path, "ab+") as file:
-        file.seek(0)
-        start = end = 0
-        last = b""
-        for last in file:
-            start, end = end, end + len(last)
-        if last and _parse(last) is None:
-            file.truncate(start)
-    return open(path, "ab", buffering=0)

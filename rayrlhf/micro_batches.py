@@ -84,6 +84,11 @@ class Choices:
     free_rows: Tensor  # [M] int64, of the tokens whose choice was the whole vocabulary
     free_places: Tensor  # [M] int64
 
+    @property
+    def among(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The index of the allowed tokens' logits [N, K] in logits [B, C, V]."""
+        return self.rows.unsqueeze(1), self.places.unsqueeze(1), self.ids
+
     def to(self, device: torch.device) -> Choices:
         return Choices(*(getattr(self, field.name).to(device) for field in fields(self)))
 
@@ -101,6 +106,7 @@ class MicroBatch:
     targets: Tensor  # [B, C] int64: the token each column predicts
     advantages: Tensor  # [B, C] float32
     behaviour_logprobs: Tensor  # [B, C] float32, nats
+    reference_logprobs: Tensor  # [B, C] float32, nats; zeros without a KL loss that takes them
     weights: Tensor  # [B, C] float32
     scored: Tensor  # [B, C] bool: tokens with a policy loss; from lengths and weights, never from ids (SPEC X-2)
     choices: Choices | None  # None: the whole vocabulary everywhere
@@ -138,6 +144,7 @@ def collate(packed: PackedSequences, indices: Sequence[int], minibatch: Minibatc
         targets=torch.from_numpy(input_ids[:, grid.columns + 1]),
         advantages=grid.fill(advantages),
         behaviour_logprobs=grid.fill(packed.behaviour_logprobs[tokens]),
+        reference_logprobs=grid.fill(packed.reference_logprobs[tokens]),
         weights=grid.fill(packed.weights[tokens] * minibatch.scale),
         scored=grid.fill(np.ones(len(tokens), np.bool_)),
         choices=_choices(packed, tokens, grid),

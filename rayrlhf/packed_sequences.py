@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rayrlhf.errors import LearnerError
+from rayrlhf.errors import LearnerError, NotFiniteError
 from rayrlhf.types import AllowedTokens, FloatArray, IntArray, TrainingBatch, TrainingSequence, ValueQuery
 
 PER_TOKEN = ("advantages", "behaviour_logprobs", "weights")
 OF_VALUES = ("values", "returns", "value_weights")
+OF_REFERENCE = ("reference_logprobs",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class PackedSequences:
     advantages: FloatArray  # [S]
     behaviour_logprobs: FloatArray  # [S] nats
     weights: FloatArray  # [S]
+    reference_logprobs: FloatArray  # [S] nats; zeros without a KL loss that takes them
     values: FloatArray  # [S]; zeros without a value network, as the two below
     returns: FloatArray  # [S]
     value_weights: FloatArray  # [S]
@@ -89,15 +91,19 @@ def pack_tokens(sequences: Sequence[TrainingSequence | ValueQuery], name: str, l
     return PackedTokens(ids, offsets, starts, _offsets(lengths - starts))
 
 
-def pack_sequences(sequences: Sequence[TrainingSequence], limits: Limits, with_values: bool) -> PackedSequences:
-    """Lays training sequences end to end; `with_values` says whether there is a value network to fit.
+def pack_sequences(
+    sequences: Sequence[TrainingSequence], limits: Limits, with_values: bool, with_reference: bool = False
+) -> PackedSequences:
+    """Lays training sequences end to end; `with_values` says whether there is a value network to fit, `with_reference`
+    whether there is a KL loss that takes the reference's log-probabilities.
 
     Raises:
         LearnerError: names the first malformed sequence and what is wrong with it.
     """
     tokens = pack_tokens(sequences, "training sequence", limits)
     scored = np.diff(tokens.scored_offsets)
-    names = (*PER_TOKEN, *OF_VALUES) if with_values else PER_TOKEN
+    optional = (OF_VALUES if with_values else ()) + (OF_REFERENCE if with_reference else ())
+    names = (*PER_TOKEN, *optional)
     for number, sequence in enumerate(sequences):
         fault = _shape_fault(sequence, int(scored[number]), names)
         if fault:
@@ -106,19 +112,24 @@ def pack_sequences(sequences: Sequence[TrainingSequence], limits: Limits, with_v
     for name, values in flat.items():
         for i in _faults(~np.isfinite(values)):
             number, token = _place(tokens.scored_offsets, i)
-            raise _error("training sequence", number, len(sequences), f"{name} is not finite at scored token {token}")
-    missing = {name: np.zeros(int(scored.sum()), np.float32) for name in OF_VALUES if name not in flat}
+            fault = f"{name} is not finite at scored token {token}"
+            raise NotFiniteError(str(_error("training sequence", number, len(sequences), fault)))
+    missing = {
+        name: np.zeros(int(scored.sum()), np.float32) for name in (*OF_VALUES, *OF_REFERENCE) if name not in flat
+    }
     rows, columns, _ = tokens.scored(np.arange(len(sequences)))
     ids, offsets, chosen = _pack_allowed(sequences, tokens, tokens.ids[tokens.offsets[rows] + columns + 1], limits)
     return PackedSequences(tokens=tokens, **flat, **missing, allowed_ids=ids, allowed_offsets=offsets, chosen=chosen)
 
 
 def check_minibatches(batch: TrainingBatch) -> None:
-    """Raises LearnerError where a batch's minibatches are not steps over its sequences."""
+    """Raises LearnerError where a batch's minibatches are not steps over its sequences, or its kl_coef is no number."""
     if not batch.sequences:
         raise LearnerError("no training sequences: an update needs at least one")
     if not batch.minibatches:
         raise LearnerError("no minibatches: an update needs at least one optimizer step")
+    if not np.isfinite(batch.kl_coef):
+        raise LearnerError(f"kl_coef must be finite, not {batch.kl_coef}; no weight was changed")
     for i, minibatch in enumerate(batch.minibatches):
         indices = np.asarray(minibatch.indices, np.int64)
         if not len(indices) or indices.min() < 0 or indices.max() >= len(batch.sequences):

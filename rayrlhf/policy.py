@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import ModelError
+from rayrlhf.kl_estimators import VocabularyEstimator, vocabulary_kl
 from rayrlhf.losses import selected_logprobs
 from rayrlhf.types import AllowedTokens, FloatArray, IntArray
 
@@ -151,6 +152,31 @@ def score_allowed(
             span = slice(starts[i], len(sequences[i]))
             scores = logits[row, starts[i] - first : len(sequences[i]) - first]  # [T, V]
             results[i] = _allowed_logprobs(scores, ids[row, span], allowed[i], temperature)
+    return results
+
+
+@torch.inference_mode()
+def score_vocabulary_kl(
+    policy: nn.Module,
+    reference: nn.Module,
+    sequences: Sequence[IntArray],
+    starts: Sequence[int],
+    temperature: float,
+    estimator: VocabularyEstimator,
+    tokens_per_batch: int = 8192,
+) -> list[FloatArray]:
+    """KL over the whole vocabulary in nats at each of the sequences' tokens [start:], given all before them, [L_i -
+    start_i] each: `full` is KL(policy || reference), `forward` KL(reference || policy).
+
+    A batch holds the logits of both models for its tokens; their softmax is taken a piece at a time.
+    """
+    results: list[FloatArray] = [np.zeros(0, np.float32)] * len(sequences)
+    of_policy = _forwards(policy, sequences, starts, tokens_per_batch)
+    of_reference = _forwards(reference, sequences, starts, tokens_per_batch)
+    for (batch, _, first, logits), (*_, reference_logits) in zip(of_policy, of_reference):
+        kl = vocabulary_kl(estimator, logits, reference_logits, temperature).cpu().numpy()
+        for row, i in enumerate(batch):
+            results[i] = kl[row, starts[i] - first : len(sequences[i]) - first].copy()
     return results
 
 

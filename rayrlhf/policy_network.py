@@ -1,10 +1,12 @@
-"""The policy as the learner trains it: logits of the columns that a loss needs, and values where it bears a value head."""
+"""The policy as the learner trains it: logits of the columns that a loss needs, and values where it bears a value head;
+and the frozen reference beside it."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rayrlhf.value import ValueHead, count_pad_embedding
@@ -38,3 +40,18 @@ class PolicyNetwork(nn.Module):
             return logits, None
         hidden = output.hidden_states[-1][:, value_columns]
         return logits, self.head(hidden.detach() if self.detach else hidden)
+
+
+class FrozenReference:
+    """What the policy started from, whole on each rank: a plain module, since DeepSpeed takes no network without an
+    optimizer at ZeRO stages 1 and 2."""
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        """`model` has its parameters in the numbers that the policy's engine computes with, and its buffers as loaded:
+        only so do equal weights give equal logits."""
+        self._network = PolicyNetwork(model).requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor, columns: Tensor) -> Tensor:
+        """[B, C, V] after each of the columns [C] of input_ids [B, L], without gradient."""
+        return self._network(input_ids, columns, columns)[0]

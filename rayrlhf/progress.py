@@ -49,7 +49,7 @@ class Progress:
         self._ends.append((done, self._clock()))
         facts = [f"{label} {metrics[name]:.2f}{unit}" for label, name, unit in _FACTS if name in metrics]
         if done < self._iterations and len(self._ends) > 1:
-            facts.append(f"{_duration(self._seconds_left(done))} left")
+            facts.append(f"{duration(self._seconds_left(done))} left")
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description="  ".join(facts))
         elif done == self._iterations or self._ends[-1][1] - self._printed_at >= self._interval_s:
@@ -74,7 +74,7 @@ class Progress:
         return (self._ends[-1][1] - then) / (done - first) * (self._iterations - done)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """1:05 (minutes:seconds), from an hour on 2:01:05."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)

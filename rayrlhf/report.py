@@ -15,6 +15,7 @@ from rayrlhf.errors import RunFolderError
 from rayrlhf.evaluation_results import read_evaluation
 from rayrlhf.game_report import evaluation_table, transcript
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, read_metrics
+from rayrlhf.report_alarms import alarm_table, alarms_of
 from rayrlhf.report_page import page, text
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.summary import DIVERSITY_FLOOR, RunSummary, read_history, summary_of, write_summary
@@ -49,11 +50,13 @@ def write_report(folder: Path) -> Path:
     summary = summary_of(run.name, metrics, history)
     planned = _planned_iterations(run)
     evaluation = read_evaluation(folder)
+    alarms = alarms_of(run)
     body = [
         f"<h1>{text(run.name)}</h1>",
         f'<p class="verdict">{text(verdict(summary, planned))}</p>',
         _tiles(summary),
-        _curves(rows, summary, history.diversity),
+        alarm_table(alarms),
+        _curves(rows, summary, history.diversity, alarms.iterations),
         "" if evaluation is None else evaluation_table(evaluation),
         _samples(history.at),
         _times(rows),
@@ -129,8 +132,9 @@ def _tiles(summary: RunSummary) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _curves(rows: Rows, summary: RunSummary, diversity: Sequence[tuple[int, float]]) -> str:
-    """Games won, reward with its parts, KL and diversity; under them what is looked at when something is wrong, small."""
+def _curves(rows: Rows, summary: RunSummary, diversity: Sequence[tuple[int, float]], alarms: Sequence[float]) -> str:
+    """Games won, reward with its parts, KL and diversity, with the detector's alarms in them; under them what is looked
+    at when something is wrong, small."""
     rewards = _series(rows, ["objective/score"])
     parts = _series(rows, sorted({name for row in rows for name in row if name.startswith("reward/")}))
     if len(parts) > 1 or any(part.values != line.values for part in parts for line in rewards):
@@ -138,13 +142,13 @@ def _curves(rows: Rows, summary: RunSummary, diversity: Sequence[tuple[int, floa
     base = None if summary.base_reward is None else ("base model", summary.base_reward)
     charts = _game_charts(rows, summary)
     if rewards:
-        charts.append(line_chart("Reward", rewards, level=base, from_zero=True))
+        charts.append(line_chart("Reward", rewards, level=base, from_zero=True, alarms=alarms))
     if kl := _series(rows, ["objective/kl"]):
-        charts.append(line_chart("KL from the base model, nats a sequence", kl, from_zero=True))
+        charts.append(line_chart("KL from the base model, nats a sequence", kl, from_zero=True, alarms=alarms))
     if diversity:
         line = Series("diversity", [point[0] for point in diversity], [point[1] for point in diversity])
         title = "Diversity: distinct-2 of the last 50 texts, share of the base model's"
-        charts.append(line_chart(title, [line], level=("floor", DIVERSITY_FLOOR), from_zero=True))
+        charts.append(line_chart(title, [line], level=("floor", DIVERSITY_FLOOR), from_zero=True, alarms=alarms))
     small = [_small_chart(rows, name) for name in _small_multiples(rows)]
     if not charts and not small:
         return ""

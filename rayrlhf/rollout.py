@@ -14,9 +14,11 @@ from torch import nn
 
 from rayrlhf.errors import EpisodeError
 from rayrlhf.interfaces import Actor, Environments, Prompter
-from rayrlhf.policy import score_allowed, score_tokens
+from rayrlhf.kl_estimators import VocabularyEstimator
+from rayrlhf.policy import score_allowed, score_tokens, score_vocabulary_kl
 from rayrlhf.types import (
     Action,
+    AllowedTokens,
     EpisodeSpec,
     FloatArray,
     Generation,
@@ -139,7 +141,8 @@ def example_action(command: str, prompter: Prompter) -> Action:
 def with_reference(trajectories: Sequence[Trajectory], reference: nn.Module, temperature: float) -> list[Trajectory]:
     """The trajectories with the frozen reference's log-probabilities, at the policy's temperature (SPEC X-6).
 
-    Where decoding was constrained the reference is held to the same tokens. Example turns stay as they are.
+    Where decoding was constrained the reference is held to the same tokens. Prompts are scored, from their second token
+    on, where they were under the policy. Example turns stay as they are.
     """
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     scored = iter(_reference_scored(turns, reference, temperature))
@@ -149,37 +152,80 @@ def with_reference(trajectories: Sequence[Trajectory], reference: nn.Module, tem
 def _reference_scored(turns: Sequence[Turn], reference: nn.Module, temperature: float) -> list[Turn]:
     results = list(turns)
     free = [i for i, turn in enumerate(turns) if turn.allowed is None and not turn.example]
-    constrained = [i for i, turn in enumerate(turns) if turn.allowed is not None and not turn.example]
-    # Where the prompt was scored under the policy it is scored under the reference too: from its second token on.
-    starts = [1 if len(turns[i].prompt_logprobs) else len(turns[i].prompt_ids) for i in free]
+    starts = [_scored_start(turns[i]) for i in free]
     for i, logprobs in zip(free, score_tokens(reference, [_tokens(turns[i]) for i in free], starts, temperature)):
-        prompt = len(turns[i].prompt_logprobs)
-        results[i] = replace(
-            turns[i], prompt_reference_logprobs=logprobs[:prompt], reference_logprobs=logprobs[prompt:]
-        )
-    allowed = [turn.allowed for turn in turns if turn.allowed is not None and not turn.example]
+        results[i] = _with_reference_logprobs(turns[i], logprobs)
+    constrained = [(i, turn.allowed) for i, turn in enumerate(turns) if turn.allowed is not None and not turn.example]
     scores = score_allowed(
         reference,
-        [_tokens(turns[i]) for i in constrained],
-        [len(turns[i].prompt_ids) for i in constrained],
-        allowed,
+        [_tokens(turns[i]) for i, _ in constrained],
+        [_scored_start(turns[i]) for i, _ in constrained],
+        [_after_prompt(allowed, len(turns[i].prompt_logprobs)) for i, allowed in constrained],
         temperature,
     )
-    for i, sets, (of_sets, of_tokens) in zip(constrained, allowed, scores):
-        filled = replace(sets, reference_logprobs=of_sets)
-        results[i] = replace(turns[i], allowed=filled, reference_logprobs=of_tokens)
+    for (i, allowed), (of_sets, of_tokens) in zip(constrained, scores):
+        filled = replace(allowed, reference_logprobs=of_sets)
+        results[i] = replace(_with_reference_logprobs(turns[i], of_tokens), allowed=filled)
     return results
 
 
+def _scored_start(turn: Turn) -> int:
+    """The first token that has a log-probability: the second, or the response's first where the prompt has none."""
+    return 1 if len(turn.prompt_logprobs) else len(turn.prompt_ids)
+
+
+def _after_prompt(allowed: AllowedTokens, prompt: int) -> AllowedTokens:
+    """The allowed tokens of a response, behind so many prompt tokens of the whole vocabulary."""
+    return replace(allowed, offsets=np.concatenate([np.zeros(prompt, np.int64), allowed.offsets]))
+
+
+def _with_reference_logprobs(turn: Turn, logprobs: FloatArray) -> Turn:
+    prompt = len(turn.prompt_logprobs)
+    return replace(turn, prompt_reference_logprobs=logprobs[:prompt], reference_logprobs=logprobs[prompt:])
+
+
+def with_vocabulary_kl(
+    trajectories: Sequence[Trajectory],
+    policy: nn.Module,
+    reference: nn.Module,
+    temperature: float,
+    estimator: VocabularyEstimator,
+) -> list[Trajectory]:
+    """The trajectories with the KL over the whole vocabulary at each response token, for the reward.
+
+    `policy` has the weights that sampled. Turns whose every token was constrained stay as they are, their allowed tokens
+    say it; so do example turns.
+    """
+
+    def asked(turn: Turn) -> bool:
+        return not turn.example and (turn.allowed is None or not turn.allowed.counts.all())
+
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns if asked(turn)]
+    tokens, starts = [_tokens(turn) for turn in turns], [len(turn.prompt_ids) for turn in turns]
+    kls = iter(score_vocabulary_kl(policy, reference, tokens, starts, temperature, estimator))
+
+    def filled(turn: Turn) -> Turn:
+        return replace(turn, vocabulary_kl=next(kls)) if asked(turn) else turn
+
+    return [replace(trajectory, turns=tuple(filled(turn) for turn in trajectory.turns)) for trajectory in trajectories]
+
+
 def with_prompt_logprobs(trajectories: Sequence[Trajectory], policy: nn.Module, temperature: float) -> list[Trajectory]:
-    """The trajectories with the policy's log-probabilities of their prompts where the actor has not scored them."""
+    """The trajectories with the policy's log-probabilities of their prompts where the actor has not scored them.
 
-    def scored(turn: Turn, logprobs: FloatArray) -> Turn:
-        return turn if len(turn.prompt_logprobs) == len(logprobs) else replace(turn, prompt_logprobs=logprobs)
+    Example turns stay as they are: nothing of theirs counts.
+    """
 
-    prompts = [turn.prompt_ids for trajectory in trajectories for turn in trajectory.turns]
+    def asked(turn: Turn) -> bool:
+        return not turn.example and len(turn.prompt_logprobs) != len(turn.prompt_ids) - 1
+
+    prompts = [turn.prompt_ids for trajectory in trajectories for turn in trajectory.turns if asked(turn)]
     scores = iter(score_tokens(policy, prompts, [1] * len(prompts), temperature))
-    return [replace(t, turns=tuple(scored(turn, next(scores)) for turn in t.turns)) for t in trajectories]
+
+    def scored(turn: Turn) -> Turn:
+        return replace(turn, prompt_logprobs=next(scores)) if asked(turn) else turn
+
+    return [replace(trajectory, turns=tuple(scored(turn) for turn in trajectory.turns)) for trajectory in trajectories]
 
 
 def _tokens(turn: Turn) -> np.ndarray[Any, np.dtype[np.int64]]:

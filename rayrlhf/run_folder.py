@@ -3,6 +3,8 @@
 <storage_path>/<name>/config.yaml      the resolved config
                      /metrics.jsonl    one object an iteration (metrics.py)
                      /samples.jsonl    one object an episode (metrics.py)
+                     /alarms.jsonl     one object an alarm of the detector (alarms.py)
+                     /alarms/          batches that were kept for `rayrlhf replay`
                      /tensorboard/     the same curves as events
                      /checkpoints/     (checkpoint.py)
                      /sessions.jsonl   one object a start or resume: when, and which versions of what
@@ -56,6 +58,7 @@ MAY_CHANGE_ON_RESUME = (
     "learner.cpus_per_rank",
     "learner.gpus_per_rank",
     "checkpoint",
+    "detector",
 )
 """Settings, and sections of them, that a resumed run may have otherwise than before; any other makes it another run."""
 
@@ -78,7 +81,7 @@ class RunFolder:
 
         Raises RunFolderError where the name is taken or the storage path cannot be written.
         """
-        if _parse_config(config_yaml, "config_yaml") != config:
+        if parse_config(config_yaml, "config_yaml") != config:
             raise ValueError("config_yaml is not the YAML of config")  # the run could not be resumed later
         path = _path_of(config)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -159,6 +162,14 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def alarms(self) -> Path:
+        return self.path / "alarms.jsonl"
+
+    @property
+    def dumps(self) -> Path:
+        return self.path / "alarms"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -180,7 +191,7 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
-        return _parse_config(self.config.read_text(), str(self.config))
+        return parse_config(self.config.read_text(), str(self.config))
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -259,7 +270,8 @@ def _path_of(config: RunConfig) -> Path:
     return Path(config.storage_path).expanduser().absolute() / config.name
 
 
-def _parse_config(text: str, source: str) -> RunConfig:
+def parse_config(text: str, source: str) -> RunConfig:
+    """A resolved config; RunFolderError where `source` is damaged or another version wrote it."""
     try:
         return RunConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(text)))
     except (YAMLError, ValidationError) as error:

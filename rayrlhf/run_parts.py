@@ -15,6 +15,7 @@ from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.environments import EnvironmentSettings, has_held_out_games, open_environments, takes_prompts
 from rayrlhf.errors import ConfigError
 from rayrlhf.examples import make_examples
+from rayrlhf.kl_estimators import over_vocabulary
 from rayrlhf.learner_group import LearnerSettings
 from rayrlhf.losses import Objective
 from rayrlhf.policy import check_model, context_length, load_tokenizer
@@ -90,6 +91,7 @@ def worker_settings(
         device=device_of(config, rollout.gpus_per_worker),
         dtype="bfloat16" if precision_of(config) == "bf16" else "float32",
         threads=max(1, math.floor(rollout.cpus_per_worker)),
+        vocabulary_kl=over_vocabulary(config.algorithm.kl.estimator),
     )
 
 
@@ -111,6 +113,13 @@ def device_of(config: RunConfig, gpus: float) -> str:
     if config.device == "cuda" and not gpus:
         raise ConfigError("device: cuda needs rollout.gpus_per_worker and learner.gpus_per_rank above 0")
     return "cuda" if gpus and config.device != "cpu" else "cpu"
+
+
+def logprob_gap(config: RunConfig) -> tuple[str, float]:
+    """The metric that says how far learner and sampler disagree, and where the learner stops the run (SPEC X-5)."""
+    if precision_of(config) == "fp32":
+        return "learner/logprob_gap_max", config.learner.max_logprob_gap
+    return "learner/logprob_gap_mean", config.learner.max_mean_logprob_gap_bf16
 
 
 def precision_of(config: RunConfig) -> str:

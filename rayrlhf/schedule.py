@@ -15,6 +15,17 @@ BASELINE_BATCH = 20  # episodes of the untrained model that are decoded together
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """What rollbacks have made of a run."""
+
+    number: int = 0  # rollbacks so far; each moves the seeds on
+    lr_scale: float = 1.0  # factor on the learning rates
+
+
+FIRST = Attempt()
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """How long the run is, and what one iteration plays."""
 
@@ -29,11 +40,13 @@ class Schedule:
     evaluation_episodes: int  # held-out games of one evaluation; 0 where the environment has none
     evaluate_every: int | None  # iterations; None: after the last alone
 
-    def episodes(self, iteration: int) -> list[list[EpisodeSpec]]:
-        """The batches of one iteration; of the baseline each episode is a group of its own."""
-        if iteration == BASELINE:
-            return deal_specs(self.seed, BASELINE, self.baseline_episodes, 1, BASELINE_BATCH)
-        return deal_specs(self.seed, iteration, self.groups, self.group_size, self.groups_per_batch)
+    def baseline(self) -> list[list[EpisodeSpec]]:
+        """The batches of the untrained model, each episode a group of its own."""
+        return deal_specs(self.seed, BASELINE, self.baseline_episodes, 1, BASELINE_BATCH)
+
+    def episodes(self, iteration: int, attempt: Attempt = FIRST) -> list[list[EpisodeSpec]]:
+        """The batches of one iteration: the same prompts or games in every attempt, sampled with other seeds."""
+        return deal_specs(self._seed(attempt), iteration, self.groups, self.group_size, self.groups_per_batch)
 
     def held_out_episodes(self, iteration: int) -> list[list[EpisodeSpec]]:
         """The batches of an evaluation: greedy, one episode a held-out game."""
@@ -46,9 +59,15 @@ class Schedule:
         due = done == self.iterations or (every is not None and done % every == 0)
         return due and self.evaluation_episodes > 0
 
-    def update_seed(self, iteration: int) -> int:
+    def update_seed(self, iteration: int, attempt: Attempt = FIRST) -> int:
         """Of what an update draws: its minibatches, ties."""
-        return int(np.random.SeedSequence([self.seed, iteration, 1]).generate_state(1)[0])
+        return int(np.random.SeedSequence([self._seed(attempt), iteration, 1]).generate_state(1)[0])
+
+    def _seed(self, attempt: Attempt) -> int:
+        """The run's seed; after a rollback one that follows from it."""
+        if attempt.number == 0:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, attempt.number, 2]).generate_state(1, np.uint64)[0])
 
     def checkpoint_due(self, done: int) -> bool:
         return done % self.checkpoint_every == 0 or done == self.iterations

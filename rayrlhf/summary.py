@@ -53,6 +53,12 @@ class EpisodeHistory:
     at: dict[int, tuple[SampleRecord, ...]]  # iteration -> its episodes, for the iterations asked for
 
 
+def mean_distinct_2(texts: Sequence[str], size: int) -> float:
+    """Mean distinct-2 over the whole chunks of `size` consecutive texts, of which there must be one."""
+    chunks = [texts[start : start + size] for start in range(0, len(texts) - size + 1, size)]
+    return sum(distinct_n(chunk, 2) for chunk in chunks) / len(chunks)
+
+
 class BaseDiversity:
     """Distinct-2 of the base model, as a mean over chunks of consecutive texts: it depends on how many there are."""
 
@@ -69,8 +75,7 @@ class BaseDiversity:
         if size == 0:
             return None
         if size not in self._means:
-            chunks = [self._texts[start : start + size] for start in range(0, len(self._texts) - size + 1, size)]
-            self._means[size] = sum(distinct_n(chunk, 2) for chunk in chunks) / len(chunks)
+            self._means[size] = mean_distinct_2(self._texts, size)
         return distinct_n(texts[-size:], 2) / self._means[size] if self._means[size] else None
 
 

@@ -9,43 +9,43 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-
+from rayrlhf.alarms import AlarmLog
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.announcements import announce
 from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.cluster import Died, check_resources, check_shared_storage, ray_session
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
-from rayrlhf.environments import (
-    check_environment,
-    prepare_environment,
-)
-from rayrlhf.errors import LearnerError, UserError
+from rayrlhf.detector import Detector
+from rayrlhf.dumps import KeptBatch
+from rayrlhf.environments import check_environment, prepare_environment
+from rayrlhf.errors import DivergenceError, NotFiniteError, RunPaused, UserError
 from rayrlhf.gang import Gang
+from rayrlhf.guard import Guard
 from rayrlhf.interfaces import Algorithm
 from rayrlhf.interrupts import Interrupts
-from rayrlhf.kl import turn_kl
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
-from rayrlhf.metrics import MetricsLog
+from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.progress import Progress
 from rayrlhf.records import environment_counts, episode_metrics, evaluation_metrics, sample_record, worker_times
 from rayrlhf.report import write_report
 from rayrlhf.reward_process import RewardProcess
+from rayrlhf.rollout_checks import check_logprobs, check_reference, check_versions
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.run_parts import (
     check_agent,
     device_of,
     environment_settings,
     learner_settings,
-    precision_of,
+    logprob_gap,
     scratch_model,
     starting_point,
     worker_settings,
 )
+from rayrlhf.run_state import RunState
 from rayrlhf.schedule import Schedule, make_schedule
 from rayrlhf.summary import RunSummary, summarise
 from rayrlhf.types import EpisodeScore, FloatArray, Trajectory
@@ -88,10 +88,11 @@ class Trainer:
         algorithm: Algorithm,
         learner: LearnerGroup,
         log: MetricsLog,
-        checkpoints: CheckpointStore,
+        guard: Guard,
+        state: RunState,
         progress: Progress,
         max_logprob_gap: float,
-        observer: Observer | None = None,
+        observer: Observer,
     ):
         self.schedule = schedule
         self.rollouts = rollouts
@@ -99,36 +100,38 @@ class Trainer:
         self.algorithm = algorithm
         self.learner = learner
         self.log = log
-        self.checkpoints = checkpoints
+        self.guard = guard
+        self.state = state
         self.progress = progress
         self.max_logprob_gap = max_logprob_gap
-        self.observer = observer or Observer()
-        self.saved = 0  # iterations behind the latest checkpoint
-        self.untrained_algorithm = algorithm.state_dict()
+        self.observer = observer
         self.started = time.perf_counter()  # of this session: time/elapsed counts from here
 
     def run(self, resume: bool) -> None:
         """Runs to the schedule's end. Stopped by a signal or a fault, it leaves a checkpoint of the last whole iteration."""
-        done = self.restore() if resume else 0
+        done = self.state.restore() if resume else 0
         with Interrupts() as interrupts:
             try:
                 while done < self.schedule.iterations and not interrupts.asked:
                     try:
                         if done == 0:
-                            self.play_baseline()
+                            self.begin()
                         self.step(done)
                         done += 1
-                        if self.schedule.checkpoint_due(done):
-                            self.save(done)
+                        done = self.respond(done)
+                        if self.schedule.checkpoint_due(done) and done != self.state.saved:
+                            self.state.save(done)
                     except Died as reason:
                         self.progress.message(f"the learner died in iteration {done} ({reason}); rebuilding it")
                         self.learner.rebuild(reason)
-                        done = self.restore()
-            except UserError:
-                self.save_if_whole(done)
+                        done = self.state.restore()
+            except UserError as error:
+                self.state.save_if_whole(done)
+                if isinstance(error, NotFiniteError):
+                    raise NotFiniteError(self.guard.not_finite(error, done, self.state.attempt.number)) from error
                 raise
             if interrupts.asked:
-                self.save_if_whole(done)
+                self.state.save_if_whole(done)
                 self.progress.message(f"stopped after {done} iterations; `--resume` goes on from there")
                 raise KeyboardInterrupt
 
@@ -139,21 +142,26 @@ class Trainer:
             with watch("sync"):
                 weights = self.learner.publish()
             with watch("rollout"):
-                played = self.rollouts.play(self.schedule.episodes(iteration), weights)
+                specs = self.schedule.episodes(iteration, self.state.attempt)
+                played = self.rollouts.play(specs, weights)
                 trajectories = [trajectory for batch in played for trajectory in batch.trajectories]
+                kept = KeptBatch(iteration, self.state.attempt.number, specs, trajectories)
+                self.guard.take(kept, weights)
                 check_versions(trajectories, weights.version)
+                check_logprobs(trajectories)
             with watch("reward"):
                 scores = self.rewards.score(trajectories)
+                self.guard.take(replace(kept, scores=scores), weights)
             with watch("value"):
                 values = self.learner.values(self.algorithm.value_queries(trajectories))
             with watch("advantage"):
                 batch, objective = self.algorithm.prepare(
-                    trajectories, scores, values, self.schedule.update_seed(iteration)
+                    trajectories, scores, values, self.schedule.update_seed(iteration, self.state.attempt)
                 )
             with watch("update"):
-                report = self.learner.update(batch, iteration)
+                report = self.learner.update(replace(batch, lr_scale=self.state.attempt.lr_scale), iteration)
             with watch("record"):
-                self.record_samples(iteration, trajectories, scores, values)
+                records = self.record_samples(iteration, trajectories, scores, values)
                 texts = episode_metrics(trajectories, scores)
             self.algorithm.updated(objective, len(trajectories))
             with watch("evaluate"):
@@ -166,6 +174,7 @@ class Trainer:
         }
         metrics = {**objective, **texts, **report.metrics, **environment_counts(played), **held_out, **times}
         self.log.record(iteration, metrics)
+        self.guard.observe(iteration, metrics, records)
         self.progress.update(iteration, metrics)
         self.observer.iteration_done(iteration, metrics)
 
@@ -176,17 +185,39 @@ class Trainer:
         played = self.rollouts.play(self.schedule.held_out_episodes(iteration), self.learner.publish())
         return evaluation_metrics([trajectory for batch in played for trajectory in batch.trajectories])
 
+    def respond(self, done: int) -> int:
+        """Does what the detector asks for after an iteration; returns the iterations done then.
+
+        Raises RunPaused or DivergenceError where that is to end the run.
+        """
+        verdict = self.guard.verdict(done, self.state.attempt.number, self.state.checkpoints)
+        if verdict.action == "rollback":
+            return self.state.roll_back(verdict.target, self.guard.config)
+        if verdict.action == "snapshot":
+            self.state.save_if_whole(done)
+            raise RunPaused(verdict.message)
+        if verdict.action == "stop":
+            raise DivergenceError(verdict.message)
+        return done
+
+    def begin(self) -> None:
+        """Plays the untrained model; a run that may roll back keeps a checkpoint of it to go back to."""
+        self.play_baseline()
+        if self.guard.config.rollback_onset is not None:
+            self.state.save(0)
+
     def play_baseline(self) -> None:
         """Plays the untrained model's episodes: what rewards and diversity are held against."""
         self.log.truncate(BASELINE)
-        batches = self.schedule.episodes(BASELINE)
+        batches = self.schedule.baseline()
         if not batches:
             return
         played = self.rollouts.play(batches, self.learner.publish())
         trajectories = [trajectory for batch in played for trajectory in batch.trajectories]
         check_reference(trajectories, self.max_logprob_gap)
         values = self.learner.values(self.algorithm.value_queries(trajectories))
-        self.record_samples(BASELINE, trajectories, self.rewards.score(trajectories), values)
+        records = self.record_samples(BASELINE, trajectories, self.rewards.score(trajectories), values)
+        self.guard.detector.base(records)
 
     def record_samples(
         self,
@@ -194,57 +225,13 @@ class Trainer:
         trajectories: Sequence[Trajectory],
         scores: Sequence[EpisodeScore],
         values: Sequence[FloatArray],
-    ) -> None:
+    ) -> list[SampleRecord]:
+        """Records the episodes of an iteration, and returns what was recorded."""
         shaped = self.algorithm.shaped_rewards(trajectories, scores)
         rows = zip(trajectories, scores, shaped, self.algorithm.turn_values(trajectories, values))
-        self.log.record_samples([sample_record(self.schedule.run, iteration, *row) for row in rows])
-
-    def save(self, done: int) -> None:
-        """Checkpoint after `done` iterations."""
-        self.log.sync()
-        partial = self.checkpoints.begin(done)
-        self.learner.save(partial / "model", partial / "trainer", partial / "value")
-        self.checkpoints.commit(partial, done, {"algorithm": self.algorithm.state_dict()})
-        self.saved = done
-        self.observer.checkpoint_saved(done)
-
-    def save_if_whole(self, done: int) -> None:
-        """Checkpoint where the learner stands at the end of an iteration that no checkpoint holds yet."""
-        if self.learner.version == done > self.saved:
-            with contextlib.suppress(Died):
-                self.save(done)
-
-    def restore(self) -> int:
-        """Goes back to the latest checkpoint, or to the start where there is none; returns the iterations done."""
-        checkpoint = self.checkpoints.latest()
-        if checkpoint is None:
-            self.algorithm.load_state_dict(self.untrained_algorithm)
-            return 0
-        self.learner.load(checkpoint.trainer)
-        self.algorithm.load_state_dict(checkpoint.state["algorithm"])
-        self.log.truncate(checkpoint.iteration)
-        self.saved = checkpoint.iteration
-        return checkpoint.iteration
-
-
-def check_versions(trajectories: Sequence[Trajectory], version: int) -> None:
-    """Raises LearnerError where an episode was sampled with other weights than the ones published."""
-    for trajectory in trajectories:
-        if trajectory.weights_version != version:
-            raise LearnerError(
-                f"episode {trajectory.index} was sampled with weights of version {trajectory.weights_version}, "
-                f"not with version {version} that was published"
-            )
-
-
-def check_reference(trajectories: Sequence[Trajectory], tolerance: float) -> None:
-    """Before the first update policy and reference are one: raises LearnerError where their KL is not 0 (SPEC X-5)."""
-    gaps = np.concatenate([np.abs(turn_kl(turn, False)) for t in trajectories for turn in t.turns])
-    if len(gaps) and float(gaps.mean()) > tolerance:
-        raise LearnerError(
-            f"the untrained policy and its reference differ by {gaps.mean():.2g} nats a token (limit {tolerance:g}): "
-            "sampler and scorer disagree about this model"
-        )
+        records = [sample_record(self.schedule.run, iteration, *row) for row in rows]
+        self.log.record_samples(records)
+        return records
 
 
 def train(
@@ -285,13 +272,24 @@ def train(
             f"{config.learner.ranks} learner ranks on {len(rank_nodes)}"
         )
         log = stack.enter_context(MetricsLog(folder))
-        checkpoints = CheckpointStore(folder.checkpoints, config.checkpoint.keep, config.checkpoint.keep_trainer_state)
-        gap = (
-            config.learner.max_logprob_gap
-            if precision_of(config) == "fp32"
-            else config.learner.max_mean_logprob_gap_bf16
+        checkpoints = CheckpointStore(
+            folder.checkpoints,
+            config.checkpoint.keep,
+            config.checkpoint.keep_trainer_state,
+            config.detector.rollback_onset,
         )
-        Trainer(schedule, rollouts, rewards, algorithm, learner, log, checkpoints, progress, gap, observer).run(resume)
+        gap = logprob_gap(config)
+        guard = Guard(config.detector, Detector(config.detector, gap), AlarmLog(folder), progress)
+        observer = observer or Observer()
+        state = RunState(algorithm, learner, guard, log, checkpoints, progress, observer.checkpoint_saved)
+        trainer = Trainer(
+            schedule, rollouts, rewards, algorithm, learner, log, guard, state, progress, gap[1], observer
+        )
+        try:
+            trainer.run(resume)
+        except DivergenceError:
+            progress.message(f"report: {write_report(folder.path)}")
+            raise
         summary = summarise(folder.path)
         write_report(folder.path)
         for line in outcome(summary):

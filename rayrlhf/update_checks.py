@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from rayrlhf.config import LearnerConfig
-from rayrlhf.errors import LearnerError
+from rayrlhf.errors import LearnerError, NotFiniteError
 from rayrlhf.update_statistics import StepStatistics, TokenStatistics
 
 
 def check_finite(statistics: StepStatistics, state: str) -> None:
-    """Raises LearnerError where a loss is no number; `state` says what the update has changed so far."""
+    """Raises NotFiniteError where a loss is no number; `state` says what the update has changed so far."""
     losses = statistics.losses
     if statistics.not_finite or not losses.isfinite().all():
         policy, value = losses.tolist()
-        raise LearnerError(
+        raise NotFiniteError(
             f"the loss is not finite on {statistics.not_finite} of {statistics.tokens.count} scored tokens (policy "
             f"{policy}, value {value}); {state}. Check the rewards' scale, and that optimizer.lr has not made the policy "
             "diverge in the updates before."
+        )
+
+
+def check_gradients(norms: Mapping[str, float], state: str) -> None:
+    """Raises NotFiniteError where a global gradient norm is no number; `norms` are by the optimizers' names in the config.
+
+    The norms are those over all ranks, of all engines: none steps unless all may.
+    """
+    wrong = [option for option, norm in norms.items() if not math.isfinite(norm)]
+    if wrong:
+        raise NotFiniteError(
+            f"the gradient norm is not finite ({', '.join(wrong)}): the update overflowed; {state}. Lower "
+            f"{' and '.join(f'{option}.lr' for option in wrong)}, check the rewards' scale, or use learner.precision: fp32; "
+            "go on from the last checkpoint."
+        )
+
+
+def check_weights(finite: bool, what: str) -> None:
+    """Raises NotFiniteError where the weights are no numbers. finite: those of all ranks and engines."""
+    if not finite:
+        raise NotFiniteError(
+            f"{what}: the weights hold numbers that are not finite. Lower the learning rate and go on from the last "
+            "checkpoint, which is sound."
         )
 
 

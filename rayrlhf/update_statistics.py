@@ -21,13 +21,13 @@ from rayrlhf.types import FloatArray
 class TokenStatistics:
     """Of the tokens that carry policy loss."""
 
-    sums: Tensor  # [7] float64: tokens, ratio, squared log-ratio, clipped, entropy, |log-ratio|, not finite
+    sums: Tensor  # [8] float64: tokens, ratio, squared log-ratio, clipped, entropy, |log-ratio|, KL loss, not finite
     maxima: Tensor  # [2] float64: ratio, |log-ratio|; tokens that are not finite are left out here and counted there
 
     @classmethod
     def zero(cls, device: torch.device) -> TokenStatistics:
         return cls(
-            torch.zeros(7, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64, device=device)
+            torch.zeros(8, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64, device=device)
         )
 
     def __add__(self, other: TokenStatistics) -> TokenStatistics:
@@ -44,12 +44,18 @@ class TokenStatistics:
         return 0.5 * squared / max(tokens, 1.0)
 
     @property
+    def kl_loss(self) -> float:
+        """Mean of the KL loss, its coefficient not counted, in nats a token."""
+        tokens, *_, kl, _ = self.sums.tolist()
+        return kl / max(tokens, 1.0)
+
+    @property
     def not_finite(self) -> int:
         return int(self.sums[-1])
 
     def metrics(self) -> dict[str, float]:
         """SPEC X-10 names."""
-        tokens, ratio, _, clipped, entropy, gap, _ = self.sums.tolist()
+        tokens, ratio, _, clipped, entropy, gap, _, _ = self.sums.tolist()
         ratio_max, gap_max = self.maxima.tolist()
         count = max(tokens, 1.0)
         return {
@@ -71,6 +77,7 @@ def token_statistics(
     behaviour_logprobs: Tensor,
     token_entropies: Tensor,
     clipped: Tensor,
+    kl_losses: Tensor,
     scored: Tensor,
 ) -> TokenStatistics:
     """Statistics of the tokens where `scored` (bool); all arguments have one shape. A token is not finite where its
@@ -81,7 +88,8 @@ def token_statistics(
     ratios = torch.where(finite, log_ratios.exp(), 0.0)
     values = (
         scored, ratios, log_ratios.square(), clipped & scored,
-        torch.where(scored, token_entropies, 0.0), log_ratios.abs(), scored & ~finite,
+        torch.where(scored, token_entropies, 0.0), log_ratios.abs(),
+        torch.where(finite, kl_losses, 0.0), scored & ~finite,
     )  # fmt: skip
     return TokenStatistics(
         sums=torch.stack([value.sum(dtype=torch.float64) for value in values]),
@@ -163,10 +171,11 @@ class Step:
     micro_batches: int  # on each rank
 
 
-def update_metrics(steps: Sequence[Step], with_values: bool) -> dict[str, float]:
+def update_metrics(steps: Sequence[Step], with_values: bool, with_kl: bool = False) -> dict[str, float]:
     """Metrics of an update: means over the tokens of all its steps (a token counts once a step), policy/ratio_max and
     the numbers of tokens and micro-batches over all steps, losses, norms and padding as means of the steps.
-    learner/logprob_gap_* is the first step's: then alone is the policy the one that sampled (SPEC X-5)."""
+    learner/logprob_gap_* is the first step's: then alone is the policy the one that sampled (SPEC X-5). `with_values` and
+    `with_kl` say whether the objective has a value network and a KL loss."""
     tokens = sum((step.statistics.tokens for step in steps[1:]), steps[0].statistics.tokens)
     first = steps[0].statistics.tokens.metrics()
     losses = torch.stack([step.statistics.losses for step in steps]).mean(0).tolist()
@@ -179,6 +188,8 @@ def update_metrics(steps: Sequence[Step], with_values: bool) -> dict[str, float]
         "learner/padding": _mean([step.padding for step in steps]),
         "learner/micro_batches": float(sum(step.micro_batches for step in steps)),
     }
+    if with_kl:
+        metrics["policy/kl_loss"] = tokens.kl_loss
     if with_values:
         values = sum((step.statistics.values for step in steps[1:]), steps[0].statistics.values)
         metrics |= {**values.metrics(), "val/loss": losses[1]}

@@ -22,10 +22,11 @@ from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import RolloutError
 from rayrlhf.gang import Gang
 from rayrlhf.interfaces import Environments
+from rayrlhf.kl_estimators import VocabularyEstimator
 from rayrlhf.player import Player
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import Prompt
-from rayrlhf.rollout import with_prompt_logprobs, with_reference
+from rayrlhf.rollout import with_prompt_logprobs, with_reference, with_vocabulary_kl
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import EpisodeSpec, Split, Trajectory, Weights
 from rayrlhf.weights import load_into, verify
@@ -44,6 +45,7 @@ class WorkerSettings:
     device: str  # cpu or cuda
     dtype: str  # float32 or bfloat16
     threads: int
+    vocabulary_kl: VocabularyEstimator | None = None  # what `Turn.vocabulary_kl` is to hold; None: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,10 @@ class RolloutWorker:
         if self.settings.sampling.score_prompt:
             trajectories = with_prompt_logprobs(trajectories, self.policy, temperature)
         trajectories = with_reference(trajectories, self.reference, temperature)
+        if self.settings.vocabulary_kl is not None:
+            trajectories = with_vocabulary_kl(
+                trajectories, self.policy, self.reference, temperature, self.settings.vocabulary_kl
+            )
         counts = {**environments.counts(), "env/observations_cut": float(self.player.observations_cut())}
         waited = counts.get("env/wait_seconds", 0.0)
         return PlayedBatch(

@@ -67,9 +67,10 @@ def ppo_sequences(constrained: bool, seed: int = 0, count: int = COUNT) -> list[
         weights[0] *= rng.random(scored) < 0.8
         weights[1] *= rng.random(scored) < 0.8
         behaviour = (uniform + np.where(counts == 1, 0, numbers(0.15))).astype(np.float32)
+        reference = (2 * uniform - behaviour).astype(np.float32)  # as far from uniform, on the other side
         sequences.append(
             TrainingSequence(
-                ids, start, numbers(1), behaviour, weights[0], allowed, numbers(0.2), numbers(1), weights[1]
+                ids, start, numbers(1), behaviour, weights[0], allowed, reference, numbers(0.2), numbers(1), weights[1]
             )
         )
     return sequences
@@ -146,7 +147,7 @@ def resume(folder: Path, rank: int, world: int, stage: int, value: ValueConfig) 
 def stopped(folder: Path, rank: int, world: int, minibatches: int, target_kl: float | None) -> dict[str, Any]:
     """An update of so many equal steps."""
     sequences = tuple(ppo_sequences(True))
-    batch = TrainingBatch(sequences, (Minibatch(tuple(range(COUNT))),) * minibatches, target_kl)
+    batch = TrainingBatch(sequences, (Minibatch(tuple(range(COUNT))),) * minibatches, target_kl=target_kl)
     sgd = SGDConfig(lr=0.1, max_grad_norm=None)
     learner = ppo_learner(folder, rank, world, 2, value_configs(folder, 0.01)["own start"], optimizer=sgd)
     report = learner.update(batch, 0)

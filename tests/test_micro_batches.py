@@ -65,7 +65,9 @@ def sequence(
     scored = np.arange(1, length - start + 1, dtype=np.float32)
     of_policy = scored / 10 if weights is None else np.array(weights, np.float32)
     ids = np.full(length, token)
-    return TrainingSequence(ids, start, scored, -scored, of_policy, allowed, 2 * scored, 3 * scored, scored / 20)
+    return TrainingSequence(
+        ids, start, scored, -scored, of_policy, allowed, -4 * scored, 2 * scored, 3 * scored, scored / 20
+    )
 
 
 def among(*ranges: list[int]) -> AllowedTokens:
@@ -77,7 +79,7 @@ def among(*ranges: list[int]) -> AllowedTokens:
 def batch_of(
     sequences: list[TrainingSequence], indices: list[int] | None = None, minibatch: Minibatch = WHOLE
 ) -> MicroBatch:
-    packed = pack_sequences(sequences, Limits(vocabulary=100, context=None), with_values=True)
+    packed = pack_sequences(sequences, Limits(vocabulary=100, context=None), with_values=True, with_reference=True)
     return collate(packed, range(len(sequences)) if indices is None else indices, minibatch)
 
 
@@ -88,6 +90,7 @@ def test_collated_columns_speak_of_the_next_token() -> None:
     assert batch.scored.tolist() == [[False, True, True, True], [True, True, False, False]]
     assert batch.advantages.tolist() == [[0, 1, 2, 3], [1, 2, 0, 0]]
     assert batch.behaviour_logprobs.tolist() == [[0, -1, -2, -3], [-1, -2, 0, 0]]
+    assert batch.reference_logprobs.tolist() == [[0, -4, -8, -12], [-4, -8, 0, 0]]
     torch.testing.assert_close(batch.weights, batch.advantages / 10)
     assert batch.targets.shape == (2, 4)
     assert batch.value_columns.tolist() == [0, 1, 2, 3]
@@ -185,6 +188,7 @@ def test_queries_by_hand() -> None:
         ({"input_ids": np.zeros(9, np.int64)}, "its 9 tokens are more than the 8"),
         ({"advantages": np.ones((2, 1), np.float32)}, r"advantages has shape \(2, 1\) for 2 scored tokens"),
         ({"returns": np.zeros(0, np.float32)}, r"returns has shape \(0,\) for 2 scored tokens"),
+        ({"reference_logprobs": np.zeros(0, np.float32)}, r"reference_logprobs has shape \(0,\) for 2 scored tokens"),
         ({"values": np.array([0, np.nan], np.float32)}, "values is not finite at scored token 1"),
         ({"allowed": among([7], [6])}, "token id 7 must stand among its allowed tokens, once, at scored token 1"),
         ({"allowed": among([7, 7], [7])}, "token id 7 must stand among its allowed tokens, once, at scored token 0"),
@@ -196,13 +200,13 @@ def test_queries_by_hand() -> None:
 def test_a_malformed_sequence_is_named(change: dict[str, Any], message: str) -> None:
     good = sequence(4, 2)
     with pytest.raises(LearnerError, match=rf"training sequence 1 of 3: .*{message}.*; no weight was changed"):
-        pack_sequences([good, replace(good, **change), good], Limits(100, 8), with_values=True)
+        pack_sequences([good, replace(good, **change), good], Limits(100, 8), with_values=True, with_reference=True)
 
 
 def test_what_is_missing_without_a_value_network_does_not_matter() -> None:
     bare = replace(sequence(4, 2), values=np.zeros(0, np.float32), value_weights=np.zeros(0, np.float32))
     packed = pack_sequences([bare], Limits(100, None), with_values=False)
-    assert packed.values.tolist() == packed.value_weights.tolist() == [0, 0]
+    assert packed.values.tolist() == packed.value_weights.tolist() == packed.reference_logprobs.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

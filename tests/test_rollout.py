@@ -7,16 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrlhf.config import AgentConfig
 from rayrlhf.environments import EnvironmentSettings, LocalEnvironments
 from rayrlhf.errors import EpisodeError
+from rayrlhf.kl import penalised_kl
+from rayrlhf.kl_estimators import VocabularyEstimator
 from rayrlhf.player import Player
+from rayrlhf.policy import score_vocabulary_kl
 from rayrlhf.prompts import Prompt
-from rayrlhf.rollout import deal_specs, episode_seed, turn_seed, with_reference
+from rayrlhf.rollout import (
+    deal_specs,
+    episode_seed,
+    turn_seed,
+    with_prompt_logprobs,
+    with_reference,
+    with_vocabulary_kl,
+)
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import Trajectory
+from tests import game_episodes
 
 TEXTS = ["Once upon a time", "Tim took"]
 
@@ -62,6 +74,72 @@ def test_reference_equals_policy_before_training(tiny_model: Path, temperature: 
         np.testing.assert_allclose(turn.prompt_logprobs, turn.prompt_reference_logprobs, atol=2e-5)
         assert len(turn.prompt_logprobs) == len(turn.prompt_ids) - 1
         assert len(turn.logprobs) == len(turn.response_ids)
+
+
+def two_models(policy: Path, folder: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A policy and another model for its reference."""
+    paths = (policy, build_tiny_model(folder / "reference", seed=1))
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in paths]
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize("estimator", ["full", "forward"])
+def test_the_kl_over_the_vocabulary_is_that_of_whole_softmaxes(
+    tiny_model: Path, tmp_path: Path, estimator: VocabularyEstimator
+) -> None:
+    """TW-15, X-6: at each response token, at the temperature, whatever shares a batch; 0 for a policy and itself."""
+    policy, reference = two_models(tiny_model, tmp_path)
+    episodes = with_vocabulary_kl(play(tiny_model, temperature=0.7), policy, reference, 0.7, estimator)
+    turns = [turn for one in episodes for turn in one.turns]
+    sequences = [np.concatenate([turn.prompt_ids, turn.response_ids]) for turn in turns]
+    starts = [len(turn.prompt_ids) for turn in turns]
+    for turn, ids in zip(turns, sequences):
+        rows = [
+            model.double()(torch.from_numpy(ids)[None]).logits[0, len(turn.prompt_ids) - 1 : -1]
+            for model in (policy, reference)
+        ]
+        p, q = (row.detach().div(0.7).softmax(-1) for row in rows)
+        expected = (p * (p / q).log()).sum(-1) if estimator == "full" else (q * (q / p).log()).sum(-1)
+        np.testing.assert_allclose(turn.vocabulary_kl, expected.numpy(), atol=1e-6)
+        np.testing.assert_array_equal(penalised_kl(turn, estimator, include_prompt=False), turn.vocabulary_kl)
+    models = policy.float(), reference.float()
+    in_batches = score_vocabulary_kl(*models, sequences, starts, 0.7, estimator, tokens_per_batch=40)
+    np.testing.assert_allclose(np.concatenate(in_batches), np.concatenate([t.vocabulary_kl for t in turns]), atol=1e-6)
+    for values in score_vocabulary_kl(policy, policy, sequences, starts, 0.7, estimator):
+        assert not values.any()
+
+
+def test_constrained_turns_are_scored_over_the_vocabulary_where_all_of_it_was_allowed(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """An empty range is the whole vocabulary; turns that were constrained throughout and examples are left alone."""
+    policy, reference = two_models(tiny_model, tmp_path)
+    free, mixed, constrained, example = (
+        game_episodes.turn(2), game_episodes.turn(2, sizes=(0, 3)), game_episodes.turn(2, sizes=(2, 3)),
+        game_episodes.turn(2, example=True),
+    )  # fmt: skip
+    one = game_episodes.episode([free, mixed, constrained, example])
+    [scored] = with_vocabulary_kl([one], policy, reference, 1.0, "full")
+    assert [len(turn.vocabulary_kl) for turn in scored.turns] == [2, 2, 0, 0]
+    np.testing.assert_allclose(scored.turns[0].vocabulary_kl, scored.turns[1].vocabulary_kl, atol=1e-6)
+    charged = penalised_kl(scored.turns[1], "full", include_prompt=False)
+    assert charged[0] == scored.turns[1].vocabulary_kl[0] > 0
+    assert charged[1] != scored.turns[1].vocabulary_kl[1]
+
+
+def test_prompts_are_scored_where_decoding_was_constrained(tiny_model: Path, tmp_path: Path) -> None:
+    """SPEC Q-5: a prompt's log-probabilities are those of the whole vocabulary under both models, whatever the response
+    chose among; an example has none."""
+    policy, reference = two_models(tiny_model, tmp_path)
+    turns = [game_episodes.turn(2, prompt=(5, 6, 7)), game_episodes.turn(2, prompt=(5, 6, 7), sizes=(2, 3))]
+    one = game_episodes.episode([*turns, game_episodes.turn(2, example=True)])
+    [scored] = with_reference(with_prompt_logprobs([one], policy, 1.0), reference, 1.0)
+    free, constrained, example = scored.turns
+    assert len(constrained.prompt_logprobs) == len(constrained.prompt_reference_logprobs) == 2
+    np.testing.assert_allclose(constrained.prompt_reference_logprobs, free.prompt_reference_logprobs, atol=1e-6)
+    assert np.abs(constrained.prompt_logprobs - constrained.prompt_reference_logprobs).max() > 1e-3
+    assert len(penalised_kl(constrained, "k1", include_prompt=True)) == 4
+    assert len(penalised_kl(example, "k1", include_prompt=True)) == 2
 
 
 def test_seeds_follow_from_run_iteration_and_index() -> None:

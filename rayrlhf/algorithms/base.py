@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayrlhf.controllers import KLController
-from rayrlhf.kl import penalty, turn_entropy, turn_kl
+from rayrlhf.kl import penalised_kl, penalty, turn_entropy, turn_kl
 from rayrlhf.kl_config import KLLossConfig, KLPenaltyConfig
+from rayrlhf.kl_estimators import KLLoss
 from rayrlhf.types import EpisodeScore, FloatArray, Trajectory, ValueQuery
 
 
@@ -52,8 +53,9 @@ class EpisodeAlgorithm:
         The penalty is a number, not a tensor: no gradient flows through it (SPEC ALLIT-7), and baselines are taken on
         what this returns (SPEC ALLIT-5).
         """
-        coef, reduction = self.kl.coef, self._objective.kl.reduction
-        penalties = [penalty(self._kl(trajectory), coef, reduction) for trajectory in trajectories]
+        kl, prompt = self._objective.kl, self._objective.include_prompt
+        charged = [np.concatenate([penalised_kl(turn, kl.estimator, prompt) for turn in t.turns]) for t in trajectories]
+        penalties = [penalty(of_episode, self.kl.coef, kl.reduction) for of_episode in charged]
         return discounted_scores(scores, self._objective.turn_discount) - np.array(penalties)
 
     def objective_metrics(self, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> dict[str, float]:
@@ -97,8 +99,24 @@ class EpisodeAlgorithm:
         """By their names in the config."""
         return {"kl": self.kl} if self.kl_loss is None else {"kl": self.kl, "kl_loss": self.kl_loss}
 
+    @property
+    def kl_loss_coef(self) -> float:
+        """The coefficient of the KL loss in the next update, per nat; 0 without one."""
+        return self.kl_loss.coef if self.kl_loss is not None else 0.0
+
+    @property
+    def kl_objective(self) -> KLLoss | None:
+        """The KL loss of the learner's objective."""
+        config = self._objective.kl_loss
+        return KLLoss(config.estimator, config.correction) if config is not None else None
+
+    @property
+    def with_reference(self) -> bool:
+        """Training sequences are to hold the reference's log-probabilities."""
+        return self.kl_objective is not None and self.kl_objective.vocabulary is None
+
     def _kl(self, trajectory: Trajectory) -> FloatArray:
-        """KL in nats of all scored tokens of an episode."""
+        """KL in nats of all scored tokens of an episode, for the log and the controllers."""
         return np.concatenate([turn_kl(turn, self._objective.include_prompt) for turn in trajectory.turns])
 
 

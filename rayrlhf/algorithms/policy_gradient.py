@@ -30,7 +30,8 @@ class PolicyGradient(EpisodeAlgorithm):
         super().__init__(config, iterations)
         self.config = config
         clipped, weighted = config.clip_range, PolicyGradientLoss(config.importance_cap)
-        self.objective = Objective(weighted if clipped is None else ClippedLoss(clipped), config.entropy_coef)
+        policy = weighted if clipped is None else ClippedLoss(clipped)
+        self.objective = Objective(policy, config.entropy_coef, kl=self.kl_objective)
 
     def advantages(
         self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
@@ -49,9 +50,15 @@ class PolicyGradient(EpisodeAlgorithm):
         config = self.config
         shaped = self.shaped_rewards(trajectories, scores)
         advantages, metrics = self.advantages(shaped, trajectories)
-        sequences = training_sequences(trajectories, advantages, config)
+        sequences = training_sequences(trajectories, advantages, config, self.with_reference)
         batch = training_batch(
-            sequences, config.loss_reduction, config.epochs, config.minibatches, config.target_kl, seed
+            sequences,
+            config.loss_reduction,
+            config.epochs,
+            config.minibatches,
+            config.target_kl,
+            seed,
+            kl_coef=self.kl_loss_coef,
         )
         return batch, {**self.objective_metrics(trajectories, scores), **metrics}
 
@@ -70,16 +77,25 @@ def by_group(values: NDArray[np.float64], trajectories: Sequence[Trajectory]) ->
 
 
 def training_sequences(
-    trajectories: Sequence[Trajectory], advantages: NDArray[np.float64], config: PolicyGradientConfig
+    trajectories: Sequence[Trajectory],
+    advantages: NDArray[np.float64],
+    config: PolicyGradientConfig,
+    with_reference: bool = False,
 ) -> list[TrainingSequence]:
-    """The sequences of all episodes; every token that an episode's policy chose bears its advantage. advantages: [N]."""
+    """The sequences of all episodes; every token that an episode's policy chose bears its advantage. advantages: [N].
+
+    `with_reference`: they hold the reference's log-probabilities.
+    """
     prompt = config.include_prompt
     counts = [sum(int(counted_tokens(turn, prompt).sum()) for turn in t.turns) for t in trajectories]
     weights = token_weights(counts, config.loss_reduction)
     sequences = []
     for trajectory, advantage, weight in zip(trajectories, advantages, weights):
         targets = [constant(turn, float(advantage), weight, prompt) for turn in trajectory.turns]
-        sequences += [training_sequence(s, trajectory.turns, targets) for s in _segments(trajectory, targets, prompt)]
+        sequences += [
+            training_sequence(segment, trajectory.turns, targets, with_reference)
+            for segment in _segments(trajectory, targets, prompt)
+        ]
     return sequences
 
 

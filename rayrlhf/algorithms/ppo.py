@@ -18,7 +18,7 @@ from rayrlhf.algorithms.sequences import (
     training_batch,
     training_sequence,
 )
-from rayrlhf.kl import turn_kl
+from rayrlhf.kl import penalised_kl
 from rayrlhf.kl_config import KLPenaltyConfig
 from rayrlhf.losses import ClippedLoss, Objective, ValueObjective
 from rayrlhf.types import EpisodeScore, FloatArray, IntArray, TrainingBatch, Trajectory, Turn, ValueQuery
@@ -51,7 +51,7 @@ class PPO(EpisodeAlgorithm):
         super().__init__(config, iterations)
         self.config = config
         value = ValueObjective(config.value_clip_range, config.value_coef)
-        self.objective = Objective(ClippedLoss(config.clip_range), config.entropy_coef, value)
+        self.objective = Objective(ClippedLoss(config.clip_range), config.entropy_coef, value, self.kl_objective)
 
     def value_queries(self, trajectories: Sequence[Trajectory]) -> list[ValueQuery]:
         """All turns of each episode, and what the next one would have been given where a limit cut it off."""
@@ -75,7 +75,7 @@ class PPO(EpisodeAlgorithm):
         config = self.config
         held = answers_by_episode(trajectories, values)
         steps = [decision_steps(trajectory) for trajectory in trajectories]
-        rewards = [step_rewards(*row, config.kl) for row in zip(trajectories, scores, steps)]
+        rewards = [step_rewards(*row, config.kl, self.kl.coef) for row in zip(trajectories, scores, steps)]
         if config.whiten_rewards == "batch":
             mean, factor = whitening(np.concatenate(rewards))
             rewards = [(episode - mean) * factor + mean for episode in rewards]
@@ -84,7 +84,7 @@ class PPO(EpisodeAlgorithm):
         for trajectory, targets in zip(trajectories, self._targets(trajectories, credits)):
             for segment in segments(trajectory):
                 if any(targets[i].value_weights.any() for i in segment.turns):
-                    sequences.append(training_sequence(segment, trajectory.turns, targets))
+                    sequences.append(training_sequence(segment, trajectory.turns, targets, self.with_reference))
         batch = training_batch(
             sequences,
             config.loss_reduction,
@@ -93,6 +93,7 @@ class PPO(EpisodeAlgorithm):
             config.target_kl,
             seed,
             whiten=config.whiten_advantages == "minibatch",
+            kl_coef=self.kl_loss_coef,
         )
         return batch, {
             **self.objective_metrics(trajectories, scores),
@@ -161,14 +162,18 @@ def decision_steps(trajectory: Trajectory) -> tuple[IntArray, ...]:
     return tuple(tokens if len(tokens) else np.zeros(1, np.int64) for tokens in steps)
 
 
-def step_rewards(trajectory: Trajectory, score: EpisodeScore, steps: Sequence[IntArray], kl: KLPenaltyConfig) -> Floats:
+def step_rewards(
+    trajectory: Trajectory, score: EpisodeScore, steps: Sequence[IntArray], kl: KLPenaltyConfig, coef: float
+) -> Floats:
     """R_t = -coef * KL_t at each step, plus the turn's score at its last (SPEC LMHP-19), [N].
 
-    With reduction `mean` the KL of a token counts 1 / (tokens of the episode)."""
+    KL_t is the number of the channel's estimator, `coef` what its controller says now. With reduction `mean` the KL of a
+    token counts 1 / (tokens of the episode).
+    """
     share = 1.0 if kl.reduction == "sum" else 1.0 / max(trajectory.response_tokens, 1)
     rewards = []
     for turn, tokens, total in zip(trajectory.turns, steps, score.total):
-        of_turn = -kl.coef * share * turn_kl(turn, False)[tokens].astype(np.float64)
+        of_turn = -coef * share * penalised_kl(turn, kl.estimator, False)[tokens].astype(np.float64)
         of_turn[-1] += float(total)
         rewards.append(of_turn)
     return np.concatenate(rewards)

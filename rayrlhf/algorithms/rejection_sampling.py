@@ -12,7 +12,7 @@ from rayrlhf.algorithm_config import RejectionSamplingConfig
 from rayrlhf.algorithms.base import EpisodeAlgorithm
 from rayrlhf.algorithms.sequences import Segment, constant, counted_tokens, training_batch, training_sequence
 from rayrlhf.errors import LearnerError
-from rayrlhf.kl import penalty, turn_kl
+from rayrlhf.kl import penalised_kl, penalty
 from rayrlhf.losses import Objective, PolicyGradientLoss
 from rayrlhf.types import EpisodeScore, FloatArray, TrainingBatch, TrainingSequence, Trajectory, Turn
 
@@ -23,7 +23,8 @@ class RejectionSampling(EpisodeAlgorithm):
     def __init__(self, config: RejectionSamplingConfig, iterations: int = 1):
         super().__init__(config, iterations)
         self.config = config
-        self.objective = Objective(PolicyGradientLoss(importance_cap=None), config.entropy_coef)
+        policy = PolicyGradientLoss(importance_cap=None)
+        self.objective = Objective(policy, config.entropy_coef, kl=self.kl_objective)
 
     def prepare(
         self,
@@ -38,8 +39,16 @@ class RejectionSampling(EpisodeAlgorithm):
         wanted = len(turns) // 2 if config.keep_fraction is None else int(len(turns) * config.keep_fraction)
         wanted = max(1, wanted if config.keep is None else config.keep)
         kept = choose_best(turns, of_turns, wanted, config.ties == "all", config.dedupe, seed)
-        sequences = cross_entropy_sequences([turns[i] for i in kept], config.train_prompt)
-        batch = training_batch(sequences, "token_mean", config.epochs, config.minibatches, config.target_kl, seed)
+        sequences = cross_entropy_sequences([turns[i] for i in kept], config.train_prompt, self.with_reference)
+        batch = training_batch(
+            sequences,
+            "token_mean",
+            config.epochs,
+            config.minibatches,
+            config.target_kl,
+            seed,
+            kl_coef=self.kl_loss_coef,
+        )
         return batch, {
             **self.objective_metrics(trajectories, scores),
             "objective/kept": len(kept) / len(turns),
@@ -61,7 +70,8 @@ class RejectionSampling(EpisodeAlgorithm):
             for turn, value in zip(trajectory.turns, returns):
                 if turn.choices.any():
                     turns.append(turn)
-                    values.append(value - penalty(turn_kl(turn, False), kl.coef, kl.reduction))
+                    charged = penalised_kl(turn, kl.estimator, include_prompt=False)
+                    values.append(value - penalty(charged, self.kl.coef, kl.reduction))
         if not turns:
             raise LearnerError(
                 "no turn of this iteration can be learned from: every episode was cut off by a limit and "
@@ -90,11 +100,17 @@ def choose_best(
     return sorted(int(i) for i in kept)
 
 
-def cross_entropy_sequences(turns: Sequence[Turn], train_prompt: bool) -> list[TrainingSequence]:
-    """One sequence a turn whose loss is -log pi of each token that was chosen, on the mean over all of them."""
+def cross_entropy_sequences(
+    turns: Sequence[Turn], train_prompt: bool, with_reference: bool = False
+) -> list[TrainingSequence]:
+    """One sequence a turn whose loss is -log pi of each token that was chosen, on the mean over all of them.
+
+    `with_reference`: they hold the reference's log-probabilities.
+    """
     weight = 1.0 / sum(int(counted_tokens(turn, train_prompt).sum()) for turn in turns)
     sequences = []
     for turn in turns:
         segment = Segment(np.concatenate([turn.prompt_ids, turn.response_ids]), (0,), (len(turn.prompt_ids),))
-        sequences.append(training_sequence(segment, [turn], [constant(turn, 1.0, weight, train_prompt)]))
+        target = constant(turn, 1.0, weight, train_prompt)
+        sequences.append(training_sequence(segment, [turn], [target], with_reference))
     return sequences

@@ -60,8 +60,11 @@ def segments(trajectory: Trajectory) -> list[Segment]:
     return found
 
 
-def training_sequence(segment: Segment, turns: Sequence[Turn], targets: Sequence[TurnTarget]) -> TrainingSequence:
-    """The sequence of a segment, from all turns of its episode and their targets.
+def training_sequence(
+    segment: Segment, turns: Sequence[Turn], targets: Sequence[TurnTarget], with_reference: bool
+) -> TrainingSequence:
+    """The sequence of a segment, from all turns of its episode and their targets; `with_reference` says whether its loss
+    takes the reference's log-probabilities.
 
     A target longer than its turn's response reaches back into the prompt; that takes a segment of one turn.
     """
@@ -82,6 +85,10 @@ def training_sequence(segment: Segment, turns: Sequence[Turn], targets: Sequence
         return values
 
     behaviour = [np.concatenate([turn.prompt_logprobs, turn.logprobs]) if reach else turn.logprobs for turn, _ in own]
+    reference = [
+        np.concatenate([turn.prompt_reference_logprobs, turn.reference_logprobs]) if reach else turn.reference_logprobs
+        for turn, _ in own
+    ]
     return TrainingSequence(
         input_ids=segment.input_ids,
         start=start,
@@ -89,6 +96,7 @@ def training_sequence(segment: Segment, turns: Sequence[Turn], targets: Sequence
         behaviour_logprobs=spread(behaviour),
         weights=spread([target.weights for _, target in own]),
         allowed=_allowed([turn for turn, _ in own], places, scored),
+        reference_logprobs=spread(reference if with_reference else ()),
         values=spread([target.values for _, target in own]),
         returns=spread([target.returns for _, target in own]),
         value_weights=spread([target.value_weights for _, target in own]),
@@ -160,11 +168,13 @@ def training_batch(
     target_kl: float | None,
     seed: int,
     whiten: bool = False,
+    kl_coef: float = 0.0,
 ) -> TrainingBatch:
-    """The update's optimizer steps; with `whiten` each minibatch's advantages get mean 0 and deviation 1."""
+    """The update's optimizer steps; with `whiten` each minibatch's advantages get mean 0 and deviation 1. `kl_coef` is
+    that of the KL loss, per nat."""
     cut = split_into_minibatches(sequences, reduction, epochs, minibatches, seed)
     steps = [_minibatch(sequences, indices, scale, whiten) for epoch in cut for indices, scale in epoch]
-    return TrainingBatch(tuple(sequences), tuple(steps), target_kl=target_kl)
+    return TrainingBatch(tuple(sequences), tuple(steps), kl_coef=kl_coef, target_kl=target_kl)
 
 
 def _minibatch(

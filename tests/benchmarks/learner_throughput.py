@@ -116,7 +116,7 @@ def random_turns() -> list[TrainingSequence]:
         behaviour = -np.log(counts).astype(np.float32)
         start = length - scored
         sequences.append(
-            TrainingSequence(ids, start, noise[0], behaviour, weights, allowed, noise[1], noise[2], weights)
+            TrainingSequence(ids, start, noise[0], behaviour, weights, allowed, behaviour, noise[1], noise[2], weights)
         )
     return sequences
 
