@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rayrlhf.config import RunConfig
 from rayrlhf.controllers import immobility
+from rayrlhf.kl_channels import penalty_warning
 from rayrlhf.progress import Progress
 from rayrlhf.prompts import Prompts
 from rayrlhf.run_folder import RunFolder
@@ -43,7 +44,8 @@ def warnings(config: RunConfig) -> list[str]:
     """What the user should know before the run has cost anything."""
     episodes = config.rollout.episodes_per_iteration
     channels = (("algorithm.kl", config.algorithm.kl), ("algorithm.kl_loss", config.algorithm.kl_loss))
-    found = [immobility(channel, option, episodes, config.iterations) for option, channel in channels if channel]
+    found = [penalty_warning(config.algorithm)]
+    found += [immobility(channel, option, episodes, config.iterations) for option, channel in channels if channel]
     if config.rollout.top_k is not None or config.rollout.top_p not in (None, 1.0):
         found.append(
             "warning: rollout.top_k / rollout.top_p sample from a truncated distribution, while the loss and the KL "

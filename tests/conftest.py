@@ -17,7 +17,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all we start
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job ignores it, and so would all we start
 
 CORPUS = [
     "Once upon a time a small cat sat on a soft mat and sang a silly song.",

@@ -25,10 +25,12 @@ def test_nothing_to_convert() -> None:
         ([], None),
         (["algorithm.kl.controller.kind=adaptive"], "algorithm.kl.controller.horizon 10000 hardly lets"),
         (["algorithm.kl.controller={kind: adaptive, horizon: 500}"], None),
+        (["algorithm.kl.estimator=full"], "algorithm.kl.estimator"),
+        (["algorithm.kl.estimator=full", "algorithm.kl_loss.coef=0.4"], None),
         (["rollout.top_k=40"], "rollout.top_k / rollout.top_p sample from a truncated distribution"),
     ],
 )
 def test_warnings(overrides: list[str], words: str | None) -> None:
-    """GWERN-15 and GWERN-19: truncated sampling, and a controller that cannot move."""
+    """TW-16, GWERN-15 and GWERN-19: a penalty without its gradient, truncated sampling, and a controller that cannot move."""
     found = warnings(load_config("alliteration", overrides))
     assert [words in line for line in found if words] == [True] * (words is not None)

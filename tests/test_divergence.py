@@ -9,10 +9,12 @@ import pytest
 from detector_runs import GAP, NATS, read_runs
 
 from rayrlhf.config import RunConfig
+from rayrlhf.config_loading import dump_config
 from rayrlhf.detector import RECOVERY, Alarm, Detector, detect
 from rayrlhf.detector_config import DetectorConfig
 from rayrlhf.divergence import DIVERSITY, LOGPROB_GAP, RULES, SIGNALS, History, signals_of
 from rayrlhf.metrics import MetricsLog, SampleRecord
+from rayrlhf.report import write_report
 from rayrlhf.run_folder import RunFolder
 
 HEALTHY = {
@@ -209,8 +211,6 @@ def test_a_recorded_run_is_judged_from_its_files(tmp_path: Path) -> None:
     """Base texts of 4 distinct bigrams each; two iterations like them, then one text over and over: distinct-2 of the
     last 50 texts, 30 of them that one text (4 of its 120 bigrams are distinct), falls to (4 + 80) / 200 = 0.42."""
     config = RunConfig(name="r", storage_path=str(tmp_path))
-    from rayrlhf.config_loading import dump_config
-
     with RunFolder.create(config, dump_config(config)) as folder, MetricsLog(folder) as log:
         for iteration in range(-1, 3):
             count = 100 if iteration == -1 else 30
@@ -223,3 +223,6 @@ def test_a_recorded_run_is_judged_from_its_files(tmp_path: Path) -> None:
     [alarm] = detect(tmp_path / "r", CONFIG, GAP)
     assert (alarm.iteration, alarm.rule) == (2, "distinct_2")
     assert alarm.value == pytest.approx(84 / 200)
+    report = write_report(tmp_path / "r").read_text()
+    assert "Found in the records" in report
+    assert "<td>2</td><td>distinct_2</td>" in report

@@ -113,8 +113,13 @@ def statistics(log_ratios: list[float], scored: list[bool], loss: list[float] | 
     new = tensor(log_ratios)
     count = len(log_ratios)
     return token_statistics(
-        tensor(loss or [0.0] * count), new, torch.zeros(count), torch.arange(count).float(), new > 0.5,
-        torch.arange(count) * 0.5, tensor(scored),
+        tensor(loss or [0.0] * count),
+        new,
+        torch.zeros(count),
+        torch.arange(count).float(),
+        new > 0.5,
+        torch.arange(count) * 0.5,
+        tensor(scored),
     )
 
 

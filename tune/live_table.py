@@ -36,7 +36,7 @@ class Row:
 
     def cells(self, latest: Mapping[str, float]) -> list[str]:
         """The row's texts. latest: the last line of the run's metrics, where it is running."""
-        done = int(latest["iteration"]) + 1 if latest else int(self.result.get("done", 0))
+        done = int(latest["iteration"]) + 1 if latest else int(self.result.get("iterations_done", 0))
         iterations = self.trial.config.iterations
         left = duration((iterations - done) * latest["time/iteration"]) if latest else ""
         return [

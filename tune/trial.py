@@ -79,7 +79,7 @@ def result_of(so_far: list[Point], objective: ObjectiveConfig) -> dict[str, Any]
     last, value = so_far[-1], objective_value(so_far, objective)
     return {
         "iteration": last.iteration,  # what schedulers compare by
-        "done": last.iteration,
+        "iterations_done": last.iteration,  # never left out, as that is in the last report of a population
         "objective": NOTHING_ADMISSIBLE if value is None else value,
         "reward": last.reward,
         "kl": last.kl,
