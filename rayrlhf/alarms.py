@@ -11,6 +11,7 @@ from rayrlhf.detector import Alarm
 from rayrlhf.detector_config import DetectorAction
 from rayrlhf.dumps import KeptBatch, write_dump
 from rayrlhf.durable import replace_file
+from rayrlhf.errors import RunFolderError
 from rayrlhf.json_lines import line, open_append, rows
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import Weights
@@ -70,5 +71,12 @@ def record_of(alarm: Alarm, attempt: int, dump: str | None) -> AlarmRecord:
 
 
 def read_alarms(folder: Path) -> list[AlarmRecord]:
-    """The alarms of the run at `folder`, in the order they were given; none where there is no record."""
-    return [AlarmRecord(**row) for _, row in rows(RunFolder(folder).alarms)]
+    """The alarms of the run at `folder`, in the order they were given; none where there is no record.
+
+    Raises RunFolderError for a damaged line, and for one that another version of RayRLHF wrote.
+    """
+    path = RunFolder(folder).alarms
+    try:
+        return [AlarmRecord(**row) for _, row in rows(path)]
+    except TypeError as error:
+        raise RunFolderError(f"{path} was written by another version of RayRLHF: {error}") from None

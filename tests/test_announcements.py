@@ -31,6 +31,6 @@ def test_nothing_to_convert() -> None:
     ],
 )
 def test_warnings(overrides: list[str], words: str | None) -> None:
-    """TW-16, GWERN-15 and GWERN-19: a penalty without its gradient, truncated sampling, and a controller that cannot move."""
+    """TW-16, GWERN-15 and GWERN-19: a penalty without its gradient, truncation, an immobile controller."""
     found = warnings(load_config("alliteration", overrides))
     assert [words in line for line in found if words] == [True] * (words is not None)

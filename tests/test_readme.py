@@ -46,6 +46,7 @@ EXPECTED = {
     "rayrlhf train letter-e --dry-run": "letter_count",
     "rayrlhf train mixed.yaml --dry-run": "weight: 0.1",
     "rayrlhf report": "report.html",
+    "rayrlhf sweep alliteration_kl --dry-run": "12 trials",
     "rayrlhf generate": "alliteration",
     "rayrlhf rewards list": "starts_with_a",
     "rayrlhf rewards show": "letter",
@@ -62,6 +63,9 @@ EXPECTED = {
 MADE = {  # files that must be there after the command that starts so
     "make train": "runs/alliteration/report.html",
     "rayrlhf train name=gentle algorithm.kl.coef=0.8 iterations": "runs/gentle/report.html",
+    "rayrlhf train two-channels.yaml": "runs/two-channels/report.html",
+    "rayrlhf sweep alliteration algorithm": "runs/two-coefficients/frontier.png",
+    "rayrlhf train runs/two-coefficients": "runs/again/report.html",
     "rayrlhf train name=shouting": "runs/shouting/metrics.jsonl",
     "rayrlhf sft": "models/stories/model.safetensors",
     "rayrlhf train textworld-coin": "runs/textworld-coin/checkpoints/000002/value/value.safetensors",
@@ -96,7 +100,7 @@ def small(command: str, runs: Path) -> str:
     if words[:2] == ["make", "train"]:
         overrides = " ".join(f"{key}={value}" for key, value in {**SMALL_RUN, "storage_path": str(runs)}.items())
         return shlex.join(["make", "-C", str(ROOT), "train", f"VENV={sys.prefix}", f"ARGS={overrides}"])
-    if words[:2] == ["rayrlhf", "train"] and "--dry-run" not in words:
+    if words[:2] in (["rayrlhf", "train"], ["rayrlhf", "sweep"]) and "--dry-run" not in words:
         sizes = {**SMALL_RUN, "iterations": "3"} if "--resume" in words else SMALL_RUN
         sizes = sizes | SMALL_GAMES if words[2] == "textworld-coin" else sizes
         kept = [word for word in words if word.partition("=")[0] not in sizes]

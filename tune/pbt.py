@@ -21,12 +21,13 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.config import RunConfig
-from rayrlhf.config_loading import dump_config, load_config
+from rayrlhf.config_loading import dump_config
 from rayrlhf.durable import replace_file
 from rayrlhf.errors import CheckpointError, ConfigError
 from rayrlhf.tune.folder import SweepFolder
-from rayrlhf.tune.space import Dimension, Range, override
-from rayrlhf.tune.sweep_config import PBTConfig
+from rayrlhf.tune.plan import TrialMaker
+from rayrlhf.tune.space import Dimension, Range
+from rayrlhf.tune.sweep_config import PBTConfig, SweepRequest
 
 _POINTER = "pointer.json"
 _COPIED = ("metrics.jsonl", "samples.jsonl", "sessions.jsonl", "alarms.jsonl")
@@ -57,7 +58,7 @@ def pointed_at(checkpoint: tune.Checkpoint | None) -> Source | None:
 
 
 def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[str, Any]) -> None:
-    """Gives `trial` a copy of the source's run up to its checkpoint, with `values` in its config.
+    """Gives `trial` a copy of the source's run up to its checkpoint, with `values` in its config and its own seed.
 
     Raises CheckpointError where the checkpoint was pruned, ConfigError for values that make no config.
     """
@@ -70,7 +71,7 @@ def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[
             f"trial {trial} was to go on from {checkpoint}, which is not kept any more: raise checkpoint.keep and "
             "checkpoint.keep_trainer_state"
         )
-    config = _with_values(donor / "config.yaml", trial, values)
+    config = _with_values(folder, trial, values)
     (aside / "checkpoints").mkdir(parents=True)
     for iteration in whole_checkpoints(donor / "checkpoints"):
         if iteration <= source.iterations:
@@ -141,10 +142,11 @@ def check_checkpoints_last(config: PBTConfig, configs: Sequence[RunConfig]) -> N
             )
 
 
-def _with_values(config: Path, trial: str, values: Mapping[str, Any]) -> RunConfig:
-    """The donor's config under the trial's own name and with the values."""
-    settings = [override(key, value) for key, value in values.items()]
-    return load_config(str(config), [*settings, override("name", trial)])
+def _with_values(folder: SweepFolder, trial: str, values: Mapping[str, Any]) -> RunConfig:
+    """The trial's own config but for these values of its parameters."""
+    planned = next(known for known in folder.read_trials() if known.name == trial)
+    maker = TrialMaker(SweepRequest(folder.read_config(), {}), folder.trials)
+    return maker.trial(planned.point, values, planned.seed).config
 
 
 def _drawing(values: Range, stream: np.random.Generator) -> Any:

@@ -34,7 +34,7 @@ from rayrlhf.tune.plan import Trial, TrialMaker, dimensions, plan
 from rayrlhf.tune.results import read_sweep
 from rayrlhf.tune.sweep_config import ASHAConfig, OptunaSearchConfig, PBTConfig, SweepConfig, SweepRequest
 from rayrlhf.tune.sweep_report import write_sweep_report
-from rayrlhf.tune.trial import TrialSettings, choice_of, config_of, first_line, run_trial, seconds_of
+from rayrlhf.tune.trial import TrialSettings, choice_of, config_of, run_trial, seconds_of
 
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders have the records
@@ -96,9 +96,12 @@ class Endings(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         run_folder = self._folder.run_folder(trial.custom_trial_name)
         if read_ending(run_folder) is None:
-            error = trial.get_pickled_error()
-            reason = first_line(error) if error is not None else "its process died"
-            write_ending(run_folder, Ending("crashed", reason, seconds_of(run_folder)))
+            write_ending(run_folder, Ending("crashed", _reason(Path(trial.error_file)), seconds_of(run_folder)))
+
+
+def _reason(error_file: Path) -> str:
+    """What Tune has noted of a trial's end: a line with the time, then the error."""
+    return error_file.read_text().splitlines()[1]
 
 
 def _checked(request: SweepRequest, earlier: SweepFolder | None) -> list[Trial]:

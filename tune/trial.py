@@ -103,17 +103,9 @@ def run_trial(choice: dict[str, Any], settings: TrialSettings) -> None:
     if is_over(run_folder):
         replay(run_folder, settings.objective)
         return
-    source = pointed_at(tune.get_checkpoint())
-    if source is not None and source.trial != name:
-        go_on_from(folder, source, name, choice["trial"]["values"])
     (run_folder / "trial.json").unlink(missing_ok=True)  # of a crash
-    config = config_of(folder, name)
-    group = get_current_placement_group()
-    assert group is not None
-    reporter = Reporter(run_folder, config.iterations, settings.objective, settings.exploits)
-    resume = (run_folder / "config.yaml").is_file()
     try:
-        train(config, resume=resume, observer=reporter, gang=Gang(group, config.learner.ranks))
+        reporter, iterations = _train(folder, name, choice["trial"]["values"], settings)
     except (DivergenceError, NotFiniteError) as error:
         write_ending(run_folder, Ending("diverged", first_line(error), seconds_of(run_folder)))
         return
@@ -121,7 +113,20 @@ def run_trial(choice: dict[str, Any], settings: TrialSettings) -> None:
         write_ending(run_folder, Ending("crashed", first_line(error), seconds_of(run_folder)))
         raise
     write_ending(run_folder, Ending("done", None, seconds_of(run_folder)))
-    reporter.report(config.iterations)
+    reporter.report(iterations)
+
+
+def _train(folder: SweepFolder, name: str, values: Mapping[str, Any], settings: TrialSettings) -> tuple[Reporter, int]:
+    """Runs the trial's training to its end, which it returns: who reports it, after how many iterations."""
+    source = pointed_at(tune.get_checkpoint())
+    if source is not None and source.trial != name:
+        go_on_from(folder, source, name, values)
+    run_folder, config, group = folder.run_folder(name), config_of(folder, name), get_current_placement_group()
+    assert group is not None
+    reporter = Reporter(run_folder, config.iterations, settings.objective, settings.exploits)
+    resume = (run_folder / "config.yaml").is_file()
+    train(config, resume=resume, observer=reporter, gang=Gang(group, config.learner.ranks))
+    return reporter, config.iterations
 
 
 def replay(run_folder: Path, objective: ObjectiveConfig) -> None:
