@@ -53,6 +53,10 @@ class AlarmLog:
         write_dump(folder, batch, weights, alarm.message, self._folder.config)
         return folder
 
+    def batches_kept(self) -> int:
+        """How many batches lie in the run's folder."""
+        return len(list(self._folder.dumps.glob("[0-9]*"))) if self._folder.dumps.is_dir() else 0
+
     def truncate(self, iteration: int, attempt: int) -> None:
         """Forgets what the run, back at the start of `iteration` in this attempt, is to find again; alarms that led to
         earlier rollbacks stay."""

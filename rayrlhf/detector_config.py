@@ -123,6 +123,9 @@ class DetectorConfig(Section):
     """and the KL coefficients by this."""
     max_rollbacks: NonNegativeInt = 3
     """The run stops where one more would be due."""
+    keep_batches: NonNegativeInt = 3
+    """Warnings keep the batch that raised them, and the weights that sampled it, until the run holds so many; alarms that
+    act always do. Each takes the room of a model."""
     entropy: EntropyRuleConfig = EntropyRuleConfig()
     distinct_2: DistinctRuleConfig = DistinctRuleConfig()
     duplicates: DuplicatesRuleConfig = DuplicatesRuleConfig()

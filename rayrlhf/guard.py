@@ -80,10 +80,12 @@ class Guard:
                 target = found
         if refusal:
             worst = replace(worst, action="stop")
-        dump = self._keep(worst) if worst.action != "warn" else None
+        wanted = worst.action != "warn" or self.log.batches_kept() < self.config.keep_batches
+        dump = self._keep(worst) if wanted else None
         self.log.record([worst if alarm.rule == worst.rule else alarm for alarm in alarms], attempt, dump)
         for alarm in alarms:
-            self._progress.message(f"alarm: iteration {alarm.iteration}: {alarm.rule}: {alarm.message}")
+            hint = f". {replay_hint(dump)}".rstrip() if alarm.rule == worst.rule and worst.action == "warn" else ""
+            self._progress.message(f"alarm: iteration {alarm.iteration}: {alarm.rule}: {alarm.message}{hint}")
         if worst.action == "rollback":
             self._progress.message(
                 f"{replay_hint(dump)}Back to the checkpoint after {target} iterations, with learning rates times "

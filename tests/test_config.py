@@ -337,7 +337,8 @@ def test_the_source_s_ppo_in_textworld() -> None:
 def test_the_recipes_and_what_their_first_line_says() -> None:
     shipped = {recipe.name: recipe for recipe in recipes()}
     assert list(shipped) == [
-        "alliteration", "alliteration-ppo", "alliteration-reinforce-parity", "alliteration-rloo-parity", "letter-e",
+        "alliteration", "alliteration-adaptive", "alliteration-ppo", "alliteration-reinforce-parity",
+        "alliteration-rloo-parity", "letter-e",
         "starts-with-a", "textworld-coin", "textworld-coin-rejection", "textworld-coin-rloo", "textworld-ppo-parity",
         "textworld-quest",
     ]  # fmt: skip

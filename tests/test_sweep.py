@@ -80,7 +80,7 @@ def test_a_crashing_trial_is_reported_and_the_sweep_goes_on(
     assert endings(path) == {"000-seed0": "crashed", "001-seed0": "done"}
     results = read_sweep(path)
     assert "no score today" in (results.trials[0].error or "")
-    assert "000-seed0  name=crashing:Crashing  crashed: " in said
+    assert "000-seed0  name=crashing:Crashing seed=0  crashed: " in said
     assert [point.iteration for point in results.trials[1].history.points] == [1, 2]
     assert (path / "report.html").stat().st_size > 1000
     wait_until_nothing_is_left()
@@ -107,10 +107,11 @@ def test_a_trial_that_is_stopped_early_leaves_nothing(tiny_model: Path, tmp_path
     assert endings(path) == {"000-seed0": "done", "001-seed0": "stopped"}
     assert len(read_metrics(path / "trials/000-seed0")) == 4
     assert len(read_metrics(path / "trials/001-seed0")) < 4
-    assert "001-seed0  weight=-1  stopped" in said
+    assert "001-seed0  weight=-1 seed=0  stopped" in said
     wait_until_nothing_is_left()
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_from_its_best(tiny_model: Path, tmp_path: Path, ray_cluster: None) -> None:
     """PBT: the run that goes on has the donor's records up to the checkpoint, and trains with the new learning rate."""
     path, _ = sweep(

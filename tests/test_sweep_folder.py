@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rayrlhf.config_loading import load_config
 from rayrlhf.errors import ConfigError, RunFolderError
 from rayrlhf.tune.folder import Ending, SweepFolder, is_over, read_ending, write_ending
-from rayrlhf.tune.live_table import last_record
+from rayrlhf.tune.live_table import LiveTable, last_record
 from rayrlhf.tune.optuna_search import OptunaPoints
 from rayrlhf.tune.pbt import check_checkpoints_last, last_values, scheduler
 from rayrlhf.tune.plan import TrialMaker, dimensions, plan
@@ -162,3 +164,24 @@ def test_torn_last_lines_are_passed_over(tmp_path: Path) -> None:
     assert last_record(metrics) == {}
     metrics.write_text('{"iteration": 0}\n{"iteration": 1}\n{"itera')
     assert last_record(metrics) == {"iteration": 1}
+
+
+def test_the_table_says_where_each_trial_is(tmp_path: Path) -> None:
+    """One that ended in an earlier session, one under way (iteration and time left from its records), one that waits."""
+    asked = request(tmp_path, "sweep.seeds=2", "iterations=6")
+    with create(asked) as folder:
+        write_ending(folder.run_folder("000-seed0"), Ending("stopped", None, 9))
+        console = Console(record=True, width=160, force_terminal=True, file=io.StringIO())
+        table = LiveTable(folder, console)
+        table.expect(folder.read_trials())
+        running = type("TuneTrial", (), {"custom_trial_name": "000-seed1"})()
+        run = folder.run_folder("000-seed1")
+        run.mkdir()
+        (run / "metrics.jsonl").write_text('{"iteration": 1, "time/iteration": 20}\n')
+        with table:
+            table.on_trial_start(0, [], running)
+            table.on_trial_result(0, [], running, {"iterations_done": 2, "reward": 4.0, "kl": 1.25, "diversity": None})
+        shown = [line.split() for line in console.export_text().splitlines()]
+    assert ["000-seed0", "coef=0", "seed=0", "0/6", "stopped"] in shown
+    assert ["000-seed1", "coef=0", "seed=1", "2/6", "4.00", "1.25", "running", "1:20"] in shown
+    assert ["001-seed1", "coef=1", "seed=1", "0/6", "waiting"] in shown

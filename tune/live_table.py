@@ -41,7 +41,7 @@ class Row:
         left = duration((iterations - done) * latest["time/iteration"]) if latest else ""
         return [
             self.trial.name,
-            shown_values(list(self.trial.parameters.items())),
+            shown_values([*self.trial.parameters.items(), ("seed", self.trial.seed)]),
             f"{done}/{iterations}",
             *(_number(self.result.get(name)) for name in ("reward", "kl", "diversity")),
             self.status,
