@@ -98,6 +98,7 @@ def test_a_sweep_killed_twice_ends_with_all_trials_and_repeats_none(tiny_model: 
     assert not (path / ".tune").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes_and_a_finished_sweep_is_not_run_again(tiny_model: Path, tmp_path: Path) -> None:
     """Interrupted in its first trial, resumed to its end, resumed once more: nothing is computed then."""
     source = base_file(tmp_path, tiny_model, 3)
