@@ -134,6 +134,7 @@ def test_alarms_are_recorded_with_what_was_done(rolled_back: Path) -> None:
     assert "kl_growth was found" in report
 
 
+@pytest.mark.slow
 def test_a_pause_and_a_killed_rank_change_nothing(
     tiny_model: Path, storage: Path, rolled_back: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
