@@ -1,8 +1,9 @@
 """Config of the divergence detector: a section a rule, with its thresholds and what is done when it fires.
 
 The defaults were chosen on recorded runs of 60 updates of the recipe `alliteration` (tests/fixtures/detector_runs.json):
-twenty healthy ones, and with the learning rate times 100, the sign of the KL coefficient turned round, and no coefficient.
-"Healthy" below is the farthest that any of the healthy ones went; `divergence.py` has the rules themselves.
+healthy-0 to -7, and with the learning rate times 100, the sign of the KL coefficient turned round, and no coefficient;
+healthy-8 to -19 came later and changed nothing. "Healthy" below is the farthest that any of the twenty went.
+`divergence.py` has the rules themselves.
 """
 
 from __future__ import annotations
