@@ -57,7 +57,11 @@ class RewardProcess:
             if self._child is None or not self._child.is_alive():
                 self._start_child()
             assert self._child is not None
-            return self._child.score(trajectories, self._timeout_s)
+            try:
+                return self._child.score(trajectories, self._timeout_s)
+            except _DiedBefore:  # its end was not seen yet: a killed process counts as alive until its last thread ends
+                self._start_child()
+                return self._child.score(trajectories, self._timeout_s)
 
     @property
     def pid(self) -> int | None:
@@ -94,6 +98,10 @@ class RewardProcess:
             self._child = None
 
 
+class _DiedBefore(RewardError):
+    """The child ended before it began with what it was asked for."""
+
+
 class _Child(ChildProcess):
     """The child of the rewards and the talk with it. Once it failed to answer it is dead and of no more use."""
 
@@ -110,6 +118,7 @@ class _Child(ChildProcess):
 
     def _ask(self, request: Any, task: str, timeout_s: float) -> Any:
         running: list[str] = []
+        begun = False
         deadline = time.monotonic() + timeout_s
         try:
             self.channel.send(request, deadline)
@@ -117,6 +126,7 @@ class _Child(ChildProcess):
                 answer, content = self.channel.receive(deadline)
                 if answer == "running":
                     running.append(content)
+                    begun = True
                 elif answer == "idle":
                     running.remove(content)
                 elif answer == "failed":
@@ -131,7 +141,8 @@ class _Child(ChildProcess):
                 f"{_named(running)} took longer than {timeout_s:g} s {task}{place} and was stopped.{hint}"
             ) from None
         except (EOFError, OSError):
-            raise RewardError(f"{_named(running)} ended the process of the rewards: {self.death()}") from None
+            fault = RewardError if begun else _DiedBefore
+            raise fault(f"{_named(running)} ended the process of the rewards: {self.death()}") from None
         except RewardError:
             raise
         except BaseException:  # Ctrl-C in the parent: the answer that is on its way must not be taken for the next one

@@ -189,6 +189,15 @@ def test_a_child_that_died_between_batches_is_replaced() -> None:
         assert int(process.score([EPISODE])[0].parts["user_rewards:process_id"]) == process.pid != child
 
 
+def test_a_child_whose_death_is_not_seen_yet_is_replaced() -> None:
+    with process_of("process_id") as process:
+        for _ in range(3):
+            child = process.pid
+            assert child is not None
+            os.kill(child, signal.SIGKILL)
+            assert int(process.score([EPISODE])[0].parts["user_rewards:process_id"]) == process.pid != child
+
+
 def test_what_a_reward_prints_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     with process_of("prints") as process:
         assert process.score([EPISODE, EPISODE])[1].total.tolist() == [1]
