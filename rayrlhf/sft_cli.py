@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,8 @@ import typer
 
 from rayrlhf.corpus import read_documents
 from rayrlhf.errors import ConfigError
+from rayrlhf.next_token import build
+from rayrlhf.next_token_data import prepare_blocks
 from rayrlhf.policy import resolve_model
 from rayrlhf.stories import generate_stories
 from rayrlhf.supervised import SupervisedSettings
@@ -74,9 +77,9 @@ def sft(
         model=resolve_model(model) if model is not None else "",
         steps=steps,
         lr=lr,
-        blocks_per_step=batch_blocks,
-        blocks_per_forward=_blocks_per_forward(batch_blocks, workers, forward_blocks),
-        block_size=block_size,
+        examples_per_step=batch_blocks,
+        examples_per_forward=_blocks_per_forward(batch_blocks, workers, forward_blocks),
+        tokens_per_example=block_size,
         workers=workers,
         zero_stage=_ZERO_STAGES[zero_stage],
         seed=seed,
@@ -94,8 +97,9 @@ def sft(
     def documents() -> Sequence[str]:
         return [*read_documents(text or []), *generate_stories(stories, seed)]
 
-    loss = supervised_run(output, settings, documents, request, validation_share, architecture, resume, typer.echo)
-    typer.echo(f"{output}: validation loss {loss:.4f} nats a token")
+    prepare = partial(prepare_blocks, documents=documents, validation_share=validation_share, new=architecture)
+    told = supervised_run(output, settings, build, prepare, request, resume, typer.echo)
+    typer.echo(f"{output}: validation loss {told['validation_loss']:.4f} nats a token")
 
 
 def parse_architecture(text: str) -> dict[str, int]:

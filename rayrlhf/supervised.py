@@ -1,4 +1,4 @@
-"""Next-token training of causal language models: a LightningModule under Lightning's Trainer in Ray Train's TorchTrainer.
+"""Supervised training: a LightningModule under Lightning's Trainer in Ray Train's TorchTrainer, for any stage.
 
 The driver (`supervised_run.py`) lays model and data down in a work folder that every node sees; each Ray Train worker
 runs `train_on_worker`. An epoch of the Trainer is the stretch between two checkpoints, so a run always resumes at the
@@ -13,27 +13,21 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import ray.train
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import nn
 
-from rayrlhf.corpus import block_order
 from rayrlhf.errors import LearnerError
 from rayrlhf.strategy import prepare_environment, ray_deepspeed
-from rayrlhf.types import IntArray
 
-TRAINING_BLOCKS, VALIDATION_BLOCKS = "training.npy", "validation.npy"  # files of the work folder
-PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"
-MAX_VALIDATION_BLOCKS = 256
+PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"  # files of the work folder
 _CHECKPOINT = "lightning.ckpt"
 
 
@@ -44,9 +38,9 @@ class SupervisedSettings:
     model: str  # what `from_pretrained` takes
     steps: int  # optimizer steps
     lr: float  # highest learning rate
-    blocks_per_step: int  # blocks behind one optimizer step, over all workers
-    blocks_per_forward: int  # blocks in one forward pass of one worker; the rest is accumulated
-    block_size: int  # targets in a block
+    examples_per_step: int  # behind one optimizer step, over all workers
+    examples_per_forward: int  # in one forward pass of one worker; the rest is accumulated
+    tokens_per_example: int  # the length of a block, or a mean: what the shown speed is counted in
     workers: int
     zero_stage: Literal[0, 1, 2, 3]
     seed: int
@@ -56,11 +50,14 @@ class SupervisedSettings:
     max_grad_norm: float
     precision: Literal["32-true", "bf16-mixed"]
     device: Literal["cpu", "cuda"]
+    schedule: Literal["cosine", "linear"] = "cosine"  # how the learning rate falls
+    betas: tuple[float, float] = (0.9, 0.99)  # AdamW's
+    adam_eps: float = 1e-8
 
     @property
     def accumulation(self) -> int:
         """Forward passes of one worker behind one optimizer step."""
-        return self.blocks_per_step // (self.workers * self.blocks_per_forward)
+        return self.examples_per_step // (self.workers * self.examples_per_forward)
 
     @property
     def stretches(self) -> int:
@@ -80,51 +77,38 @@ def cosine_with_warmup(step: int, warmup_steps: int, steps: int, floor: float = 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-class _Blocks(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Blocks at the given rows, each with its weight; it has a length, without which Lightning prefetches a batch."""
-
-    def __init__(self, blocks: IntArray, rows: IntArray, weights: IntArray) -> None:
-        self.blocks, self.rows, self.weights = blocks, rows, weights
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        block = np.asarray(self.blocks[self.rows[index]], dtype=np.int64)
-        return torch.from_numpy(block), torch.tensor(self.weights[index])
+def linear_to_zero(step: int, warmup_steps: int, steps: int) -> float:
+    """Factor of the learning rate at a step from 0: a linear rise, then 1 - step / steps (SPEC LMHP-11)."""
+    return min(1.0, (step + 1) / warmup_steps if warmup_steps else 1.0) * (1 - step / steps)
 
 
-def training_rows(settings: SupervisedSettings, blocks: int, stretch: int, rank: int) -> IntArray:
-    """The blocks that one worker sees in one stretch, in order. Together the workers see each step's blocks once."""
-    steps = settings.steps_of_stretch(stretch)
-    per_step = settings.blocks_per_step
-    order = block_order(blocks, range(steps.start * per_step, steps.stop * per_step), settings.seed)
-    return order.reshape(-1, settings.workers, settings.blocks_per_forward)[:, rank].reshape(-1)
-
-
-class NextTokenModule(pl.LightningModule):
-    """Cross-entropy over all targets of packed blocks.
+class SupervisedModule(pl.LightningModule):
+    """What all supervised stages share: optimizer and schedule, the loss of a step over its micro-batches.
 
     The model is built before the Trainer and handed in: built in `configure_model` under ZeRO 3 it would lose its
-    initial weights without an error.
+    initial weights without an error. A subclass has the data, the loss and how the finished model is written.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: SupervisedSettings, work: Path) -> None:
+    def __init__(self, model: nn.Module, settings: SupervisedSettings) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
-        self.training_blocks: IntArray = np.load(work / TRAINING_BLOCKS, mmap_mode="r")
-        self.validation_blocks: IntArray = np.load(work / VALIDATION_BLOCKS, mmap_mode="r")[:MAX_VALIDATION_BLOCKS]
-        self._validation_sums = torch.zeros(2, dtype=torch.float64)  # nats, targets
-        self.last_loss = torch.zeros(())  # nats a target, of this worker's part of the last step
-        self.validation_loss = math.nan  # nats a target, over all workers
+        self.last_loss = torch.zeros(())  # of this worker's part of the last step
+        self.validation_loss = math.nan  # mean over all that was held out, over all workers
         self._micro_losses: list[torch.Tensor] = []
+        self._validation_sums = torch.zeros(2, dtype=torch.float64)  # weighted losses, weights
 
-    def _token_losses(self, blocks: torch.Tensor) -> torch.Tensor:
-        """[blocks, block_size] nats."""
-        logits = self.model(input_ids=blocks[:, :-1], use_cache=False).logits.float()
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten(), reduction="none")
-        return losses.view(blocks.shape[0], -1)
+    def loss(self, batch: Any) -> torch.Tensor:
+        """The loss of one micro-batch: a step's loss is the mean of those of its micro-batches, over all workers."""
+        raise NotImplementedError
+
+    def validation_sums(self, batch: Any) -> torch.Tensor:
+        """[2] the sum of the weighted losses of what was held out, and that of the weights, in one batch."""
+        raise NotImplementedError
+
+    def write(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Writes the finished model, whose gathered tensors are `state`, to an empty folder."""
+        raise NotImplementedError
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout of a step depends on the step alone, or a resumed run would draw other masks.
@@ -132,8 +116,8 @@ class NextTokenModule(pl.LightningModule):
         torch.manual_seed(hash((self.settings.seed, first + batch_idx, self.global_rank)))
         self.model.train()
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        loss = self._token_losses(batch[0]).mean()  # blocks are full and steps even: the mean of means is the mean
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss(batch)
         self._micro_losses.append(loss.detach())
         if len(self._micro_losses) == self.settings.accumulation:
             self.last_loss = torch.stack(self._micro_losses).mean()
@@ -144,29 +128,13 @@ class NextTokenModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._validation_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
-    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        losses = self._token_losses(batch[0]).double() * batch[1][:, None]
-        self._validation_sums += torch.stack([losses.sum(), batch[1].sum() * losses.shape[1]])
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._validation_sums += self.validation_sums(batch)
 
     def on_validation_epoch_end(self) -> None:
         dist.all_reduce(self._validation_sums)
-        nats, targets = self._validation_sums.tolist()
-        self.validation_loss = nats / targets
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        rows = training_rows(self.settings, len(self.training_blocks), self.current_epoch, self.global_rank)
-        data = _Blocks(self.training_blocks, rows, np.ones(len(rows), dtype=np.int64))
-        return DataLoader(data, batch_size=self.settings.blocks_per_forward, shuffle=False)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        # Every worker runs the same number of forward passes, or ZeRO 3 waits for ever; filling has weight 0.
-        rows = np.arange(self.global_rank, len(self.validation_blocks), self.settings.workers)
-        length = math.ceil(len(self.validation_blocks) / self.settings.workers)
-        weights = (np.arange(length) < len(rows)).astype(np.int64)
-        rows = np.concatenate([rows, np.zeros(length - len(rows), dtype=np.int64)])
-        return DataLoader(
-            _Blocks(self.validation_blocks, rows, weights), batch_size=self.settings.blocks_per_forward, shuffle=False
-        )
+        total, weight = self._validation_sums.tolist()
+        self.validation_loss = total / weight if weight else math.nan
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
@@ -174,10 +142,14 @@ class NextTokenModule(pl.LightningModule):
         vectors = [p for p in self.model.parameters() if p.requires_grad and p.ndim < 2]  # norms, biases: no decay
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=settings.lr, betas=(0.9, 0.99), eps=1e-8
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.adam_eps,
         )
+        factor = cosine_with_warmup if settings.schedule == "cosine" else linear_to_zero
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: cosine_with_warmup(step, settings.warmup_steps, settings.steps)
+            optimizer, lambda step: factor(step, settings.warmup_steps, settings.steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -199,7 +171,7 @@ class ProgressAndCheckpoints(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, NextTokenModule)
+        assert isinstance(pl_module, SupervisedModule)
         step = trainer.global_step
         if step == self.lines_at or (step % self.every and step != self.settings.steps):
             return
@@ -208,19 +180,19 @@ class ProgressAndCheckpoints(pl.Callback):
         dist.all_reduce(loss)
         mean = loss.item() / self.settings.workers
         now = time.monotonic()
-        tokens = steps * self.settings.blocks_per_step * self.settings.block_size
+        tokens = steps * self.settings.examples_per_step * self.settings.tokens_per_example
         self._line(step=step, loss=mean, tokens_per_s=tokens / (now - self.since))
         self.since = now
         _check_finite(mean, step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, NextTokenModule)
+        assert isinstance(pl_module, SupervisedModule)
         step, loss = trainer.global_step, pl_module.validation_loss
         self._line(step=step, validation_loss=loss, perplexity=math.exp(min(loss, 700)))
         _check_finite(loss, step)
         if step == self.settings.steps:
             # Before the report: whoever finds the last checkpoint finds the model as well.
-            save_model(pl_module.model, self.settings, self.work)
+            save_model(pl_module, self.work)
         folder = self.work / "staging" / f"step-{step}"
         trainer.save_checkpoint(folder / _CHECKPOINT)  # every rank writes its shards into the one folder
         rank = trainer.global_rank
@@ -244,43 +216,48 @@ def _check_finite(loss: float, step: int) -> None:
         raise LearnerError(f"the loss is {loss} at step {step}: lower --lr, or look at the weights it started from")
 
 
-def save_model(model: PreTrainedModel, settings: SupervisedSettings, work: Path) -> None:
-    """Writes the `from_pretrained` folder `work/model` from rank 0; every rank must call it (ZeRO 3 gathers)."""
+def save_model(module: SupervisedModule, work: Path) -> None:
+    """Writes the folder `work/model` from rank 0; every rank must call it (ZeRO 3 gathers)."""
     import deepspeed
 
-    state: dict[str, torch.Tensor] = {}
-    rank = dist.get_rank()
+    model, state, rank = module.model, {}, dist.get_rank()
+    sharded = module.settings.zero_stage == 3
     for name, value in [*model.named_parameters(), *_saved_buffers(model)]:
-        gathered = deepspeed.zero.GatheredParameters([value]) if settings.zero_stage == 3 else contextlib.nullcontext()
+        gathered = deepspeed.zero.GatheredParameters([value]) if sharded else contextlib.nullcontext()
         with gathered:
             if rank == 0:
                 state[name] = (
-                    value.detach().to("cpu", model.dtype, copy=True) if value.is_floating_point() else value.cpu()
+                    value.detach().to("cpu", torch.float32, copy=True) if value.is_floating_point() else value.cpu()
                 )
     if rank == 0:
         aside = work / f"{MODEL}.new"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(work / MODEL, ignore_errors=True)
-        model.save_pretrained(aside, state_dict=state)
-        AutoTokenizer.from_pretrained(settings.model).save_pretrained(aside)
+        aside.mkdir()
+        module.write(aside, state)
         for file in aside.glob("*.safetensors"):
             file.chmod((aside / "config.json").stat().st_mode)  # safetensors leaves them to the owner alone
         aside.rename(work / MODEL)
 
 
-def _saved_buffers(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+def _saved_buffers(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return [(name, value) for name, value in model.state_dict().items() if name not in parameters]
 
 
+Build = Callable[[SupervisedSettings, Path], SupervisedModule]
+"""Makes a stage's module on a worker, from the settings and the work folder: a function at the top of its module."""
+
+
 def train_on_worker(config: Mapping[str, Any]) -> None:
-    """One Ray Train worker: from the last checkpoint, if there is one, to the end. `config`: settings and work folder."""
+    """One Ray Train worker: from the last checkpoint, if there is one, to the end. `config`: `as_config`'s."""
     settings, work = SupervisedSettings(**config["settings"]), Path(config["work"])
+    build: Build = config["build"]
     prepare_environment(settings.device)
     if settings.device == "cpu":
         torch.set_num_threads(1)
     pl.seed_everything(settings.seed, verbose=False)
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
+    module = build(settings, work)
     from ray.train.lightning import RayLightningEnvironment, prepare_trainer
 
     trainer = prepare_trainer(
@@ -305,14 +282,14 @@ def train_on_worker(config: Mapping[str, Any]) -> None:
         )
     )
     try:
-        _fit_from_last_checkpoint(trainer, NextTokenModule(model, settings, work))
+        _fit_from_last_checkpoint(trainer, module)
     except LearnerError as error:
         # Raised, it would be taken for a failure of the machine, and be repeated after every restart.
         if ray.train.get_context().get_world_rank() == 0:
             (work / FAULT).write_text(str(error))
 
 
-def _fit_from_last_checkpoint(trainer: pl.Trainer, module: NextTokenModule) -> None:
+def _fit_from_last_checkpoint(trainer: pl.Trainer, module: SupervisedModule) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         trainer.fit(module)
@@ -322,6 +299,6 @@ def _fit_from_last_checkpoint(trainer: pl.Trainer, module: NextTokenModule) -> N
         trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=False)
 
 
-def as_config(settings: SupervisedSettings, work: Path) -> dict[str, Any]:
+def as_config(settings: SupervisedSettings, work: Path, build: Build) -> dict[str, Any]:
     """What `train_on_worker` takes."""
-    return {"settings": asdict(settings), "work": str(work)}
+    return {"settings": asdict(settings), "work": str(work), "build": build}

@@ -1,6 +1,6 @@
-"""The driver of next-token training: lays down model and data in a work folder, runs Ray Train, moves the model into place.
+"""The driver of supervised training: has model and data laid down in a work folder, runs Ray Train, moves the model on.
 
-While a run lasts, everything lies in `OUTPUT.training/` beside the output, on storage that every node sees: the packed
+While a run lasts, everything lies in `OUTPUT.training/` beside the output, on storage that every node sees: the
 data, Ray Train's checkpoints, progress lines. The finished model is renamed to `OUTPUT` and the work folder removed.
 """
 
@@ -14,39 +14,19 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from rayrlhf.corpus import pack, split_documents, token_stream
 from rayrlhf.durable import replace_file
-from rayrlhf.errors import (
-    CheckpointError,
-    InstallationError,
-    LearnerError,
-    ModelError,
-    PromptError,
-    RunFolderError,
-    UserError,
-)
-from rayrlhf.supervised import (
-    FAULT,
-    MODEL,
-    PROGRESS,
-    TRAINING_BLOCKS,
-    VALIDATION_BLOCKS,
-    SupervisedSettings,
-    as_config,
-    train_on_worker,
-)  # fmt: skip
-from rayrlhf.tokenizer_training import new_llama, train_tokenizer
+from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, RunFolderError, UserError
+from rayrlhf.supervised import FAULT, MODEL, PROGRESS, Build, SupervisedSettings, as_config, train_on_worker
 
-_REQUEST, _START = "request.json", "start"
+SUMMARY = "training.json"
+_REQUEST, _SETTINGS = "request.json", "settings.json"
 _OBJECT_STORE_BYTES = 500_000_000  # weights and data go through files
 _MAX_FAILURES = 3
 
@@ -56,53 +36,58 @@ def work_folder(output: Path) -> Path:
     return output.with_name(output.name + ".training")
 
 
+Prepare = Callable[[Path, SupervisedSettings, Callable[[str], None]], SupervisedSettings]
+"""Lays model and data down in the work folder and returns the settings to train with; called once, for a new run."""
+Finish = Callable[[Path], Mapping[str, Any]]
+"""Called with the folder of the trained model before it goes to its place; returns what is told of it."""
+
+
 def supervised_run(
     output: Path,
     settings: SupervisedSettings,
-    documents: Callable[[], Sequence[str]],
+    build: Build,
+    prepare: Prepare,
     request: Mapping[str, Any],
-    validation_share: float,
-    new: Mapping[str, int] | None,
     resume: bool,
     show: Callable[[str], None] = print,
-) -> float:
-    """Trains a model and leaves it as a `from_pretrained` folder at `output`; returns its validation loss in nats a token.
+    finish: Finish = lambda model: {},
+) -> dict[str, Any]:
+    """Trains a model and leaves its folder at `output`; returns what is known of it: `training.json` of that folder.
 
-    `documents` is called once, when the run is new. `request` is what was asked for, JSON-serialisable: a resumed run
-    must ask for the same. `new` (keys of `new_llama` and `vocabulary`) starts from a new model instead of
-    `settings.model`. Dead workers restart from the last checkpoint.
+    `request` is what was asked for, JSON-serialisable: a resumed run must ask for the same. Dead workers restart from
+    the last checkpoint.
 
     Raises:
         RunFolderError: `output` or its work folder is in use, and `resume` was not asked for.
         CheckpointError: the run to resume asked for something else.
-        PromptError: there are too few tokens for one block of training and one of validation.
-        ModelError: the model or tokenizer cannot be used.
         LearnerError: training failed for good.
+        UserError: of `prepare` and `finish`.
     """
     work = work_folder(output.resolve())
     _check_folders(output, work, resume)
     if output.exists():
         show(f"{output} is finished: nothing to resume")
         shutil.rmtree(work, ignore_errors=True)
-        return json.loads((output / "training.json").read_text())["validation_loss"]
+        known: dict[str, Any] = json.loads((output / SUMMARY).read_text())
+        return known
     work.mkdir(parents=True, exist_ok=True)
     try:
-        settings = _prepare(work, settings, documents, request, validation_share, new, show)
+        settings = _prepare(work, settings, prepare, request, show)
     finally:
         if not (work / _REQUEST).is_file():  # nothing trained yet: the next try shall not need --resume
             shutil.rmtree(work)
-    loss = _fit(settings, work, show)
+    loss = _fit(settings, work, build, show)
     model = work / MODEL
-    settings = replace(settings, model=str(request.get("model") or "new"))
-    summary = {"request": request, "settings": asdict(settings), "validation_loss": loss}
-    replace_file(model / "training.json", [json.dumps(summary, indent=1, default=str).encode()])
+    told = replace(settings, model=str(request.get("model") or "new"))
+    summary = {"request": request, "settings": asdict(told), "validation_loss": loss, **finish(model)}
+    replace_file(model / SUMMARY, [json.dumps(summary, indent=1, default=str).encode()])
     model.rename(output)
     shutil.rmtree(work)
-    return loss
+    return summary
 
 
 def _check_folders(output: Path, work: Path, resume: bool) -> None:
-    if output.exists() and not (resume and (output / "training.json").is_file()):
+    if output.exists() and not (resume and (output / SUMMARY).is_file()):
         raise RunFolderError(f"{output} exists: choose another folder, or move this one away")
     if work.exists() and not resume:
         raise RunFolderError(
@@ -111,17 +96,9 @@ def _check_folders(output: Path, work: Path, resume: bool) -> None:
 
 
 def _prepare(
-    work: Path,
-    settings: SupervisedSettings,
-    documents: Callable[[], Sequence[str]],
-    request: Mapping[str, Any],
-    validation_share: float,
-    new: Mapping[str, int] | None,
-    show: Callable[[str], None],
+    work: Path, settings: SupervisedSettings, prepare: Prepare, request: Mapping[str, Any], show: Callable[[str], None]
 ) -> SupervisedSettings:
-    """Lays down model and packed data, once; the file that says what was asked for comes last. Returns the settings."""
-    if new is not None:
-        settings = replace(settings, model=str(work / _START))
+    """Has model and data laid down, once; the file that says what was asked for comes last. Returns the settings."""
     asked = work / _REQUEST
     if asked.is_file():
         before, now = json.loads(asked.read_text()), json.loads(json.dumps(request, default=str))
@@ -129,53 +106,12 @@ def _prepare(
         if changed:
             differences = "; ".join(f"{key}: {before.get(key)} before, {now.get(key)} now" for key in changed)
             raise CheckpointError(f"--resume continues {work} as it was begun, but {differences}")
-        return settings
-    corpus = documents()
-    training, validation = split_documents(corpus, validation_share)
-    if new is None:
-        tokenizer = _load_tokenizer(settings)
+        settings = SupervisedSettings(**json.loads((work / _SETTINGS).read_text()))
     else:
-        tokenizer = train_tokenizer(training, new["vocabulary"], new["context"])
-        model = new_llama(tokenizer, dict(new), settings.seed)
-        model.save_pretrained(work / _START)
-        tokenizer.save_pretrained(work / _START)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        show(f"new model: {parameters:,} parameters, {len(tokenizer):,} tokens in its vocabulary")
-    for name, part, share in ((TRAINING_BLOCKS, training, "training"), (VALIDATION_BLOCKS, validation, "validation")):
-        blocks = _packed(part, tokenizer, settings.block_size, share)
-        np.save(work / name, blocks.astype(np.int32))
-        show(f"{share}: {len(part):,} documents, {blocks[:, 1:].size:,} tokens in {len(blocks):,} blocks")
-    replace_file(asked, [json.dumps(request, default=str).encode()])
+        settings = prepare(work, settings, show)
+        replace_file(work / _SETTINGS, [json.dumps(asdict(settings)).encode()])
+        replace_file(asked, [json.dumps(request, default=str).encode()])
     return settings
-
-
-def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model to continue from, checked together with its config. Raises ModelError."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
-        config = AutoConfig.from_pretrained(settings.model).get_text_config()
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--model {settings.model} does not load: {reason}") from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"--model {settings.model}: its tokenizer has no end-of-sequence token to put between documents"
-        )
-    context = getattr(config, "max_position_embeddings", None)
-    if context is not None and settings.block_size > context:
-        raise ModelError(f"--block-size {settings.block_size} is more than the {context} tokens {settings.model} takes")
-    return tokenizer
-
-
-def _packed(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, share: str) -> np.ndarray:
-    stream = token_stream(documents, tokenizer)
-    blocks = pack(stream, block_size)
-    if not len(blocks):
-        raise PromptError(
-            f"the {share} part has {len(stream) - 1} tokens, fewer than one block of {block_size}: give more text, "
-            f"{'a larger --validation-share, ' if share == 'validation' else ''}or a smaller --block-size"
-        )
-    return blocks
 
 
 @contextlib.contextmanager
@@ -201,7 +137,7 @@ def _cluster(workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _fit(settings: SupervisedSettings, work: Path, show: Callable[[str], None]) -> float:
+def _fit(settings: SupervisedSettings, work: Path, build: Build, show: Callable[[str], None]) -> float:
     """Runs Ray Train to its end; returns the validation loss of the last step."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # of 2 s: polls of a controller on this machine
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -215,7 +151,7 @@ def _fit(settings: SupervisedSettings, work: Path, show: Callable[[str], None]) 
             environment["OMP_NUM_THREADS"] = "1"  # a CPU's speed comes from several one-thread processes
         trainer = TorchTrainer(
             train_on_worker,
-            train_loop_config=as_config(settings, work),
+            train_loop_config=as_config(settings, work, build),
             torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
             scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=cuda),
             run_config=RunConfig(  # type: ignore[call-arg]  # annotated as version 1, but it is version 2

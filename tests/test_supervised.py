@@ -30,9 +30,10 @@ from rayrlhf.errors import (
     RunFolderError,
     UserError,
 )
+from rayrlhf.next_token import training_rows
 from rayrlhf.sft_cli import parse_architecture, sft
 from rayrlhf.stories import generate_stories
-from rayrlhf.supervised import SupervisedSettings, cosine_with_warmup, training_rows
+from rayrlhf.supervised import SupervisedSettings, cosine_with_warmup
 from rayrlhf.supervised_run import work_folder
 from rayrlhf.tokenizer_training import EOS, new_llama, train_tokenizer
 
@@ -61,7 +62,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def settings(**changes: Any) -> SupervisedSettings:
     values: dict[str, Any] = {
-        "model": "", "steps": 10, "lr": 1e-3, "blocks_per_step": 12, "blocks_per_forward": 2, "block_size": 8, "workers": 3,
+        "model": "", "steps": 10, "lr": 1e-3, "examples_per_step": 12, "examples_per_forward": 2, "tokens_per_example": 8,
+        "workers": 3,
         "zero_stage": 2, "seed": 1, "checkpoint_every": 4, "warmup_steps": 2, "weight_decay": 0.0, "max_grad_norm": 1.0,
         "precision": "32-true", "device": "cpu",
     }  # fmt: skip
@@ -99,7 +101,7 @@ def test_a_block_order_is_a_reshuffled_pass_after_pass_wherever_it_is_entered() 
 
 def test_workers_share_each_step_and_stretches_join() -> None:
     """Whatever the workers and the accumulation, a step sees the same blocks; the last stretch is the shorter one."""
-    alone = settings(workers=1, blocks_per_forward=12)
+    alone = settings(workers=1, examples_per_forward=12)
     assert (alone.accumulation, settings().accumulation, alone.stretches) == (1, 2, 3)
     whole = block_order(50, range(120), seed=1).reshape(10, 12)
     for stretch in range(3):
