@@ -53,5 +53,9 @@ class RunPaused(DivergenceError):
     """The detector saved the run and ended it for someone to look at; `--resume` goes on."""
 
 
+class PreferenceError(UserError):
+    """Ratings, label files or a project of preferences cannot be used."""
+
+
 class InstallationError(UserError):
     """Something this machine lacks."""

@@ -1,0 +1,39 @@
+"""`rayrlhf loop`: the rounds of a project of preferences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def loop(
+    project: Annotated[Path, typer.Argument(help="The project's folder; it is made where there is none.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of the section loop, such as rounds=3 or comparisons_per_round=200, or of another, such as "
+            "reward_model.objective=latent or task.recipe=alliteration.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Settings of a new project: they become its project.yaml.", show_default=False
+        ),
+    ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Stop where people have to rate, instead of waiting for them.")
+    ] = False,
+) -> None:
+    """Go round: sample, check, rate, rank, train a reward model, optimise it. Stopped anywhere, it goes on there."""
+    from rayrlhf.preferences.loop import run_loop
+    from rayrlhf.preferences.project import ProjectConfig, load_project_config, settle_project
+
+    if config is not None:
+        settle_project(project, config)
+    sections = ProjectConfig.model_fields
+    words = [word if word.split(".")[0] in sections else f"loop.{word}" for word in overrides or []]
+    run_loop(project, load_project_config(project, words), wait=not no_wait, show=typer.echo)

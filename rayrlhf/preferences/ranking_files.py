@@ -1,0 +1,52 @@
+"""A ranking as files: ranking.csv with a line an item, ranking.json with all other figures, ranking.png."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayrlhf.durable import replace_file
+from rayrlhf.preferences.ranking import Ranking
+from rayrlhf.preferences.ranking_plot import ranking_png
+from rayrlhf.preferences.records import Item
+
+COLUMNS = (
+    "rank", "id", "score", "deviation", "low", "high", "wins", "losses", "ties", "generator", "checkpoint", "iteration",
+    "prompt", "text",
+)  # fmt: skip
+
+
+def write_ranking(folder: Path, items: Sequence[Item], ranking: Ranking, summary: Mapping[str, Any]) -> list[Path]:
+    """Writes the three files, each at once; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "ranking.csv": ranking_csv(items, ranking),
+        "ranking.json": json.dumps(summary, indent=2, allow_nan=False).encode("ascii") + b"\n",
+        "ranking.png": ranking_png(items, ranking),
+    }
+    for name, content in contents.items():
+        replace_file(folder / name, [content])
+    return [folder / name for name in contents]
+
+
+def ranking_csv(items: Sequence[Item], ranking: Ranking) -> bytes:
+    """UTF-8, best item first; half a surrogate pair in a text is written as its escape."""
+    low, high = ranking.interval()
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(COLUMNS)
+    for place, index in enumerate(np.argsort(-ranking.mean, kind="stable").tolist(), start=1):
+        item = items[index]
+        numbers = [f"{values[index]:.6g}" for values in (ranking.mean, ranking.deviation, low, high)]
+        tallies = [int(values[index]) for values in (ranking.wins, ranking.losses, ranking.ties)]
+        iteration = "" if item.iteration is None else item.iteration
+        table.writerow(
+            [place, item.id, *numbers, *tallies, item.generator, item.checkpoint, iteration, item.prompt, item.text]
+        )
+    return text.getvalue().encode("utf-8", "backslashreplace")
