@@ -5,7 +5,7 @@ All are `interfaces.Actor`s: deterministic functions of the weights, the situati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from rayrlhf.errors import ConfigError
 from rayrlhf.interfaces import Actor, Prompter
+from rayrlhf.response_config import NO_RULES, ResponseConfig
+from rayrlhf.response_rules import ResponseRules
 from rayrlhf.sampling.command_trie import Branch, CommandTrie, CommandTries
 from rayrlhf.sampling.constrained import branch_logprobs, draw
 from rayrlhf.sampling.prefix_cache import PrefixCache
@@ -194,16 +196,30 @@ def _ranked(ids: IntArray, logprob: np.float32) -> Generation:
 
 
 class FreeActor:
-    """Writes whatever the policy says; with `stop_at_sentence` up to the end of a sentence (SPEC TW-4).
+    """Writes whatever the policy says; with `stop_at_sentence` up to the end of a sentence (SPEC TW-4), with rules for
+    responses up to their stop (SPEC LMHP-15).
 
     The sampler's model is whole on every worker, so batches may stop at different lengths: the equal number of forward
     passes of SPEC TW-5 is for models whose parameters are sharded over ranks.
     """
 
-    def __init__(self, sampler: TransformersSampler, prompter: Prompter, stop_at_sentence: bool = False):
+    def __init__(
+        self,
+        sampler: TransformersSampler,
+        prompter: Prompter,
+        stop_at_sentence: bool = False,
+        response: ResponseConfig = NO_RULES,
+    ):
+        """`response`: rules that end no response where `stop_at_sentence` does."""
         self.sampler = sampler
         self.prompter = prompter
-        self.ends = ends_sentence(prompter.decode, sampler.eos_token_id) if stop_at_sentence else None
+        self.rules = ResponseRules(response, prompter.decode, sampler.eos_token_id)
+        self.clean = stop_at_sentence
+        self.ends: Callable[[IntArray], bool] | None = None
+        if stop_at_sentence:
+            self.ends = ends_sentence(prompter.decode, sampler.eos_token_id)
+        elif self.rules.stops_sampling:
+            self.ends = self.rules.ends
 
     def reset(self) -> None:
         """There is nothing to forget."""
@@ -215,10 +231,12 @@ class FreeActor:
             [situation.greedy for situation in situations],
             self.ends,
         )
-        texts = [self.prompter.decode(generation.response_ids) for generation in generations]
-        if self.ends is not None:
-            texts = [clean_action(text) for text in texts]
-        return [Action(text, generation) for text, generation in zip(texts, generations)]
+        return [self._action(generation) for generation in generations]
+
+    def _action(self, generation: Generation) -> Action:
+        marks = self.rules.marks(generation.response_ids)
+        text = self.prompter.decode(generation.response_ids[: marks.shown_tokens])
+        return Action(clean_action(text) if self.clean else text, generation, marks.shown_tokens, marks.missing_stop)
 
 
 class AutoActor:
@@ -235,6 +253,7 @@ class AutoActor:
         choosing = [i for i, situation in enumerate(situations) if situation.state.commands]
         if choosing:
             _refuse_truncation(self.free.sampler.settings)
+            _refuse_rules(self.free.rules)
         writing = [i for i, situation in enumerate(situations) if not situation.state.commands]
         actions: dict[int, Action] = {}
         if choosing:
@@ -245,18 +264,24 @@ class AutoActor:
 
 
 def make_actor(
-    kind: ActionKind, sampler: TransformersSampler, prompter: Prompter, stop_at_sentence: bool = False
+    kind: ActionKind,
+    sampler: TransformersSampler,
+    prompter: Prompter,
+    stop_at_sentence: bool = False,
+    response: ResponseConfig = NO_RULES,
 ) -> PolicyActor:
     """The actor of `agent.actions`, with the sampler's model and temperature.
 
-    Raises ConfigError where top-k or top-p meet a choice among commands; with `auto` once a situation has some.
+    Raises ConfigError where top-k, top-p or rules for responses meet a choice among commands; with `auto` once a
+    situation has some.
     """
+    free = FreeActor(sampler, prompter, stop_at_sentence, response)
     if kind == "free":
-        return FreeActor(sampler, prompter, stop_at_sentence)
+        return free
     if kind == "auto":
-        constrained = ConstrainedActor(sampler.model, prompter, sampler.settings.temperature)
-        return AutoActor(constrained, FreeActor(sampler, prompter, stop_at_sentence))
+        return AutoActor(ConstrainedActor(sampler.model, prompter, sampler.settings.temperature), free)
     _refuse_truncation(sampler.settings)
+    _refuse_rules(free.rules)
     actor = ConstrainedActor if kind == "constrained" else RankActor
     return actor(sampler.model, prompter, sampler.settings.temperature)
 
@@ -266,4 +291,12 @@ def _refuse_truncation(settings: SamplingSettings) -> None:
         raise ConfigError(
             "rollout.top_k and rollout.top_p cut the vocabulary, and here the policy chooses among the game's commands: "
             "leave them out, or set agent.actions to free"
+        )
+
+
+def _refuse_rules(rules: ResponseRules) -> None:
+    if rules.active:
+        raise ConfigError(
+            "response.truncation and response.missing_stop are rules for what is written freely, and here the policy "
+            "chooses among the game's commands: leave them out, or set agent.actions to free"
         )

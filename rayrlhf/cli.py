@@ -1,10 +1,11 @@
-"""The command line: `rayrlhf train`, `sweep`, `generate`, `report`, `replay`, `recipes`, `rewards`, `envs`, `sft`, `doctor`.
+"""The command line: `rayrlhf train`, `sweep`, `generate`, `rate`, `reward-model`, `loop`, `doctor` and the others.
 
 A command imports its module when it runs, so that `--help` needs neither torch nor Ray.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -291,9 +292,55 @@ def sft(context: typer.Context) -> None:
     """Train a model on text by predicting the next token."""
     from rayrlhf.sft_cli import sft as command
 
-    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command()(command)
-    _hand_over(alone, context)
+    _hand_over(_alone(command), context)
+
+
+@app.command(context_settings=_ELSEWHERE, add_help_option=False)
+def labels(context: typer.Context) -> None:
+    """Import, export and check people's preferences: comparisons and ratings."""
+    from rayrlhf.preferences.labels_cli import labels_app
+
+    _hand_over(labels_app, context)
+
+
+@app.command(context_settings=_ELSEWHERE, add_help_option=False)
+def rate(context: typer.Context) -> None:
+    """Rate texts in pairs, on a page of this machine or in the terminal."""
+    from rayrlhf.preferences.rate_cli import rate as command
+
+    _hand_over(_alone(command), context)
+
+
+@app.command(context_settings=_ELSEWHERE, add_help_option=False)
+def rank(context: typer.Context) -> None:
+    """Rank the items of a project by its comparisons, with intervals."""
+    from rayrlhf.preferences.rank_cli import rank as command
+
+    _hand_over(_alone(command), context)
+
+
+@app.command(context_settings=_ELSEWHERE, add_help_option=False)
+def compare(context: typer.Context) -> None:
+    """Compare two models blindly, by a person or a judge."""
+    from rayrlhf.preferences.compare_cli import compare as command
+
+    _hand_over(_alone(command), context)
+
+
+@app.command(name="reward-model", context_settings=_ELSEWHERE, add_help_option=False)
+def reward_model(context: typer.Context) -> None:
+    """Train a reward model on a project's comparisons and ratings."""
+    from rayrlhf.reward_models.cli import reward_model as command
+
+    _hand_over(_alone(command), context)
+
+
+@app.command(context_settings=_ELSEWHERE, add_help_option=False)
+def loop(context: typer.Context) -> None:
+    """Go round: sample, check, rate, rank, train a reward model, optimise it, sample again."""
+    from rayrlhf.preferences.loop_cli import loop as command
+
+    _hand_over(_alone(command), context)
 
 
 @app.command()
@@ -302,6 +349,13 @@ def doctor() -> None:
     from rayrlhf.doctor import run
 
     raise typer.Exit(run())
+
+
+def _alone(command: Callable[..., None]) -> typer.Typer:
+    """A function of another module as a command line of its own."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command()(command)
+    return alone
 
 
 def _hand_over(command: typer.Typer, context: typer.Context) -> None:

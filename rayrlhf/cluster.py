@@ -33,7 +33,7 @@ class Died(Exception):
 def ray_session(config: RunConfig) -> contextlib.AbstractContextManager[None]:
     """The Ray of one run: `ray_cluster` with as many logical CPUs as the run's actors ask for, and one to spare."""
     rollout, learner = config.rollout, config.learner
-    asked = rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank
+    asked = rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank + config.reward_cpus
     return ray_cluster(int(asked) + 1)
 
 
@@ -124,13 +124,15 @@ def check_resources(config: RunConfig) -> None:
     for resource, asked, keys in (
         (
             "CPU",
-            rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank,
-            "rollout.workers x rollout.cpus_per_worker + learner.ranks x learner.cpus_per_rank",
+            rollout.workers * rollout.cpus_per_worker + learner.ranks * learner.cpus_per_rank + config.reward_cpus,
+            "rollout.workers x rollout.cpus_per_worker + learner.ranks x learner.cpus_per_rank"
+            + (" + the rewards' actors" if config.reward_cpus else ""),
         ),
         (
             "GPU",
-            rollout.workers * rollout.gpus_per_worker + learner.ranks * learner.gpus_per_rank,
-            "rollout.workers x rollout.gpus_per_worker + learner.ranks x learner.gpus_per_rank",
+            rollout.workers * rollout.gpus_per_worker + learner.ranks * learner.gpus_per_rank + config.reward_gpus,
+            "rollout.workers x rollout.gpus_per_worker + learner.ranks x learner.gpus_per_rank"
+            + (" + the rewards' actors" if config.reward_gpus else ""),
         ),
     ):
         if asked > total.get(resource, 0):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rayrlhf.algorithm_config import AdamWConfig, AlgorithmConfig, OptimizerConfig, RLOOConfig
 from rayrlhf.config_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from rayrlhf.detector_config import DetectorConfig
+from rayrlhf.response_config import ResponseConfig
 
 
 class ScratchConfig(Section):
@@ -123,6 +124,20 @@ class RewardPart(BaseModel):
     """A file of `rewards/`, an entry point of the group `rayrlhf.rewards`, or `module:Name`."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor of this part in the sum; the log keeps the unweighted value."""
+    actors: NonNegativeInt | None = None
+    """Ray actors that score this part; 0: it runs in a child process of the driver. null: 1 for `reward_model`, else 0."""
+    cpus_per_actor: PositiveFloat = 1.0
+    gpus_per_actor: NonNegativeFloat = 0.0
+
+    @property
+    def learned(self) -> bool:
+        """Whether this is the reward of a learned reward model's folder."""
+        return self.name.strip().replace("-", "_") == "reward_model"
+
+    @property
+    def in_actors(self) -> int:
+        """Ray actors of this part."""
+        return int(self.learned) if self.actors is None else self.actors
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -221,6 +236,7 @@ class RunConfig(Section):
     reward_timeout_s: PositiveFloat = 60.0
     """How long one batch may take to be scored before the reward is stopped and the run with it."""
     rollout: RolloutConfig = RolloutConfig()
+    response: ResponseConfig = ResponseConfig()
     algorithm: AlgorithmConfig = RLOOConfig()
     optimizer: OptimizerConfig = AdamWConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -238,11 +254,28 @@ class RunConfig(Section):
         parts = list(given) if isinstance(given, list | tuple) else [given]
         return {**values, "reward": tuple({"name": part} if isinstance(part, str) else part for part in parts)}
 
+    @property
+    def reward_cpus(self) -> float:
+        """CPUs of all reward actors."""
+        return sum(part.in_actors * part.cpus_per_actor for part in self.reward)
+
+    @property
+    def reward_gpus(self) -> float:
+        return sum(part.in_actors * part.gpus_per_actor for part in self.reward)
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.algorithm.name in ("rloo", "grpo") and self.rollout.group_size < 2:
             raise ValueError(
                 f"algorithm.name {self.algorithm.name} compares the episodes of a group: "
                 f"rollout.group_size must be at least 2, not {self.rollout.group_size}"
+            )
+        if self.agent.stop_at_sentence and self.response.truncation is not None:
+            raise ValueError("agent.stop_at_sentence and response.truncation both end responses: leave one out")
+        unreachable = self.response.unreachable(self.rollout.max_new_tokens)
+        if unreachable:
+            raise ValueError(
+                f"{unreachable}: no response reaches its stop, for rollout.max_new_tokens is "
+                f"{self.rollout.max_new_tokens}; lower the one or raise the other"
             )
         return self

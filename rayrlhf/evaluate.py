@@ -43,6 +43,7 @@ from rayrlhf.intervals import mean
 from rayrlhf.player import Player
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.report import write_report
+from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs, play_episodes
 from rayrlhf.run_folder import RunFolder
@@ -197,6 +198,7 @@ def load_player(subject: Subject) -> tuple[nn.Module, Player]:
         prompts=(),
         sampling=SamplingSettings(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p),
         max_turns=config.environment.max_turns,
+        response=config.response,
     )
     return policy, player
 
@@ -270,7 +272,8 @@ def value_fit(
     network = load_value(subject.value, policy, str(next(policy.parameters()).device))
     values = query_values(network, [_first_choice(episode.turns[0]) for episode in episodes])
     with RewardProcess(config.reward, config.reward_timeout_s) as rewards:
-        reached = discounted_scores(rewards.score(episodes), config.algorithm.turn_discount)
+        scorer = ResponseScorer(rewards, config.response, config.rollout.max_new_tokens)
+        reached = discounted_scores(scorer.score(episodes), config.algorithm.turn_discount)
     errors = np.reshape(np.concatenate(values) - reached, (games, -1)).tolist()
     return ValueFit(name, mean(errors), mean(np.abs(errors).tolist()))
 

@@ -1,4 +1,5 @@
-"""One placement group that holds a whole run: bundle 0 its driver, then one a learner rank, then one a rollout worker.
+"""One placement group that holds a whole run: bundle 0 its driver, then one a learner rank, a rollout worker, a
+reward actor.
 
 A sweep's trial runs in one: all of it is placed at once or not at all, so that trials side by side never wait for each
 other with half of what they need.
@@ -21,7 +22,10 @@ def gang_bundles(config: RunConfig) -> list[dict[str, float]]:
     rollout, learner = config.rollout, config.learner
     rank = _bundle(learner.cpus_per_rank, learner.gpus_per_rank)
     worker = _bundle(rollout.cpus_per_worker, rollout.gpus_per_worker)
-    return [{"CPU": DRIVER_CPUS}, *[rank] * learner.ranks, *[worker] * rollout.workers]
+    rewards = [
+        _bundle(part.cpus_per_actor, part.gpus_per_actor) for part in config.reward for _ in range(part.in_actors)
+    ]
+    return [{"CPU": DRIVER_CPUS}, *[rank] * learner.ranks, *[worker] * rollout.workers, *rewards]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Gang:
 
     group: PlacementGroup  # of `gang_bundles`
     ranks: int  # learner ranks
+    workers: int  # rollout workers
 
     def rank(self, number: int) -> PlacementGroupSchedulingStrategy:
         """Where learner rank `number` goes."""
@@ -38,6 +43,10 @@ class Gang:
     def worker(self, number: int) -> PlacementGroupSchedulingStrategy:
         """Where rollout worker `number` goes."""
         return PlacementGroupSchedulingStrategy(self.group, 1 + self.ranks + number)
+
+    def reward(self, number: int) -> PlacementGroupSchedulingStrategy:
+        """Where reward actor `number` goes."""
+        return PlacementGroupSchedulingStrategy(self.group, 1 + self.ranks + self.workers + number)
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:

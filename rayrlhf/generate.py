@@ -15,6 +15,8 @@ from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.player import Player
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import load_prompts
+from rayrlhf.response_config import NO_RULES, ResponseConfig
+from rayrlhf.response_rules import as_shown
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
@@ -48,8 +50,8 @@ def generate(
 def sample(
     source: str, prompt: str | None, samples: int, max_new_tokens: int, temperature: float, seed: int
 ) -> list[Trajectory]:
-    """Plays single-turn episodes with the model or the run's latest checkpoint `source`."""
-    model, prompts_config = find_model(source)
+    """Plays single-turn episodes with the model or the run's latest checkpoint `source`, cut as its rewards see them."""
+    model, prompts_config, response = find_model(source)
     if prompt is not None:
         prompts_config = PromptsConfig(text=prompt or None)
     tokenizer = load_tokenizer(model)
@@ -65,19 +67,21 @@ def sample(
         prompts=prompts.items,
         sampling=SamplingSettings(max_new_tokens, temperature),
         max_turns=1,
+        response=response,
     )
     environments = open_environments(EnvironmentSettings("single_turn"), [item.text for item in prompts.items])
     [specs] = deal_specs(seed, 0, samples, 1, samples)
-    return player.play(specs, environments, weights_version=0)
+    return [as_shown(trajectory) for trajectory in player.play(specs, environments, weights_version=0)]
 
 
-def find_model(source: str) -> tuple[ModelConfig, PromptsConfig]:
-    """The model to load for a run's folder (its latest checkpoint) or a model's name, and the prompts that go with it."""
+def find_model(source: str) -> tuple[ModelConfig, PromptsConfig, ResponseConfig]:
+    """The model to load for a run's folder (its latest checkpoint) or a model's name, with its prompts and rules."""
     folder = Path(source)
     if not (folder / "checkpoints").is_dir():
-        return ModelConfig(path=source), PromptsConfig()
-    prompts = RunFolder.open(folder).read_config().environment.prompts
-    return ModelConfig(path=str(newest_model(folder / "checkpoints"))), prompts
+        return ModelConfig(path=source), PromptsConfig(), NO_RULES
+    config = RunFolder.open(folder).read_config()
+    model = ModelConfig(path=str(newest_model(folder / "checkpoints")))
+    return model, config.environment.prompts, config.response
 
 
 def show(console: Console, trajectories: list[Trajectory], scores: list[EpisodeScore] | None) -> None:

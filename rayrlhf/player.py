@@ -16,6 +16,7 @@ from rayrlhf.config import AgentConfig
 from rayrlhf.examples import make_examples
 from rayrlhf.interfaces import Environments
 from rayrlhf.prompts import Prompt
+from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.rollout import play_episodes
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.types import EpisodeSpec, Trajectory
@@ -33,13 +34,14 @@ class Player:
         prompts: Sequence[Prompt],
         sampling: SamplingSettings,
         max_turns: int,
+        response: ResponseConfig = NO_RULES,
     ):
         """`context`: most tokens the model takes; `prompts`: those of a single-turn environment, empty for games."""
         self.max_turns = max_turns
         self.prompter = make_prompter(agent, tokenizer, prompts, context, sampling.max_new_tokens)
         sampler = TransformersSampler(policy, tokenizer.eos_token_id, sampling)
         self._cut = 0
-        self.actor = make_actor(agent.actions, sampler, self.prompter, agent.stop_at_sentence)
+        self.actor = make_actor(agent.actions, sampler, self.prompter, agent.stop_at_sentence, response)
         self.examples = make_examples(agent.examples)
 
     def play(self, specs: Sequence[EpisodeSpec], environments: Environments, weights_version: int) -> list[Trajectory]:

@@ -5,6 +5,8 @@ A model is whatever `from_pretrained` takes (a local folder or a hub name), or `
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         )
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Names a vocabulary: under equal ones token ids mean the same."""
+    entries = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    return hashlib.sha256(entries).hexdigest()[:16]
 
 
 def load_policy(config: ModelConfig, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:

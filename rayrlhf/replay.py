@@ -21,6 +21,7 @@ from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.dumps import CONFIG, Dump, episode_arrays, read_dump
 from rayrlhf.environments import prepare_environment
 from rayrlhf.errors import CheckpointError
+from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.run_folder import parse_config
 from rayrlhf.run_parts import environment_settings, starting_point, worker_settings
@@ -58,7 +59,7 @@ def replay(folder: Path) -> bool:
     scores: list[EpisodeScore] = []
     if dump.scores:
         with RewardProcess(config.reward, config.reward_timeout_s) as rewards:
-            scores = rewards.score(trajectories)
+            scores = ResponseScorer(rewards, config.response, config.rollout.max_new_tokens).score(trajectories)
     comparison = compare(dump, trajectories, scores)
     show(Console(), dump, comparison, trajectories, scores)
     return comparison.same

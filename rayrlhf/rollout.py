@@ -79,6 +79,8 @@ class Episode:
                 before=situation.state,
                 after=answer.state,
                 example=example,
+                shown_tokens=action.shown_tokens,
+                missing_stop=action.missing_stop,
             )
         )
         self.now = answer

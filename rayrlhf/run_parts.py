@@ -6,24 +6,29 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayrlhf.config import ModelConfig, RunConfig
+from rayrlhf.config import ModelConfig, RewardPart, RunConfig
 from rayrlhf.environments import EnvironmentSettings, has_held_out_games, open_environments, takes_prompts
 from rayrlhf.errors import ConfigError
 from rayrlhf.examples import make_examples
 from rayrlhf.kl_estimators import over_vocabulary
 from rayrlhf.learner_group import LearnerSettings
 from rayrlhf.losses import Objective
-from rayrlhf.policy import check_model, context_length, load_tokenizer
+from rayrlhf.policy import check_model, context_length, load_tokenizer, vocabulary_fingerprint
 from rayrlhf.prompts import Prompts, load_prompts
+from rayrlhf.reward_models.folder import read_sidecar
+from rayrlhf.reward_models.task_form import check_task
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.scratch import environment_texts, make_scratch_model
 from rayrlhf.types import Split
 from rayrlhf.worker import WorkerSettings
+
+logger = logging.getLogger(__name__)
 
 
 def check_agent(config: RunConfig) -> None:
@@ -65,6 +70,29 @@ def scratch_model(config: RunConfig, environments: Mapping[Split, EnvironmentSet
     return ModelConfig(path=str(folder))
 
 
+def reward_parts(config: RunConfig) -> list[RewardPart]:
+    """The parts of the reward. A learned one is told the policy's vocabulary, after its task was held against the run's.
+
+    Raises:
+        ConfigError: a reward model was trained on texts of another form (SPEC LMHP-36).
+        ModelError: its folder, or the policy's tokenizer, cannot be used.
+    """
+    return [_learned_part(part, config) if part.learned else part for part in config.reward]
+
+
+def _learned_part(part: RewardPart, config: RunConfig) -> RewardPart:
+    path = part.parameters.get("path")
+    if not isinstance(path, str):
+        raise ConfigError("reward reward_model: give the folder of a reward model as `path`")
+    folder = Path(path).expanduser().resolve()  # actors have working directories of their own
+    for warning in check_task(path, read_sidecar(folder).task, config):
+        logger.warning(warning)
+    given: dict[str, object] = {"path": str(folder)}
+    if "vocabulary" not in part.parameters and config.model.scratch is None:
+        given["vocabulary"] = vocabulary_fingerprint(load_tokenizer(config.model))
+    return RewardPart.model_validate({**part.model_dump(), **given})
+
+
 def environment_settings(config: RunConfig) -> dict[Split, EnvironmentSettings]:
     """How the environments of each split are made; not every environment has held-out games."""
     splits: tuple[Split, ...] = ("train", "held_out") if has_held_out_games(config.environment.name) else ("train",)
@@ -92,6 +120,7 @@ def worker_settings(
         dtype="bfloat16" if precision_of(config) == "bf16" else "float32",
         threads=max(1, math.floor(rollout.cpus_per_worker)),
         vocabulary_kl=over_vocabulary(config.algorithm.kl.estimator),
+        response=config.response,
     )
 
 

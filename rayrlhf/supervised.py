@@ -94,7 +94,7 @@ class SupervisedModule(pl.LightningModule):
         self.model = model
         self.settings = settings
         self.last_loss = torch.zeros(())  # of this worker's part of the last step
-        self.validation_loss = math.nan  # mean over all that was held out, over all workers
+        self.validation_loss: float | None = None  # mean over all that was held out, if anything was
         self._micro_losses: list[torch.Tensor] = []
         self._validation_sums = torch.zeros(2, dtype=torch.float64)  # weighted losses, weights
 
@@ -134,7 +134,7 @@ class SupervisedModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         dist.all_reduce(self._validation_sums)
         total, weight = self._validation_sums.tolist()
-        self.validation_loss = total / weight if weight else math.nan
+        self.validation_loss = total / weight if weight else None
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
@@ -188,8 +188,9 @@ class ProgressAndCheckpoints(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
         step, loss = trainer.global_step, pl_module.validation_loss
-        self._line(step=step, validation_loss=loss, perplexity=math.exp(min(loss, 700)))
-        _check_finite(loss, step)
+        if loss is not None:
+            self._line(step=step, validation_loss=loss)
+            _check_finite(loss, step)
         if step == self.settings.steps:
             # Before the report: whoever finds the last checkpoint finds the model as well.
             save_model(pl_module, self.work)

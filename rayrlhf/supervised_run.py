@@ -137,8 +137,8 @@ def _cluster(workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _fit(settings: SupervisedSettings, work: Path, build: Build, show: Callable[[str], None]) -> float:
-    """Runs Ray Train to its end; returns the validation loss of the last step."""
+def _fit(settings: SupervisedSettings, work: Path, build: Build, show: Callable[[str], None]) -> float | None:
+    """Runs Ray Train to its end; returns the validation loss of the last step, where anything was held out."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # of 2 s: polls of a controller on this machine
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -176,7 +176,8 @@ def _fit(settings: SupervisedSettings, work: Path, build: Build, show: Callable[
     if (work / FAULT).is_file():
         raise LearnerError(f"{(work / FAULT).read_text()} (its state stays in {work}: remove it to begin anew)")
     assert result.metrics is not None
-    return float(result.metrics["validation_loss"])
+    loss: float | None = result.metrics["validation_loss"]
+    return loss
 
 
 def _check_resources(workers: int, cuda: bool) -> None:
@@ -231,5 +232,5 @@ def _progress_line(values: Mapping[str, float], steps: int) -> str:
         return f"training from step {int(values['step'])} of {steps}"
     step = f"step {int(values['step']):>{len(str(steps))}}/{steps}"
     if "validation_loss" in values:
-        return f"{step}  validation loss {values['validation_loss']:.4f}  perplexity {values['perplexity']:.3f}"
+        return f"{step}  validation loss {values['validation_loss']:.4f} nats"
     return f"{step}  loss {values['loss']:.4f}  {values['tokens_per_s']:,.0f} tokens/s"

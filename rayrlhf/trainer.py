@@ -32,7 +32,8 @@ from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.progress import Progress
 from rayrlhf.records import environment_counts, episode_metrics, evaluation_metrics, sample_record, worker_times
 from rayrlhf.report import write_report
-from rayrlhf.reward_process import RewardProcess
+from rayrlhf.response_rules import ResponseScorer
+from rayrlhf.reward_actors import RunRewards
 from rayrlhf.rollout_checks import check_logprobs, check_reference, check_versions
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.run_parts import (
@@ -41,6 +42,7 @@ from rayrlhf.run_parts import (
     environment_settings,
     learner_settings,
     logprob_gap,
+    reward_parts,
     scratch_model,
     starting_point,
     worker_settings,
@@ -84,7 +86,7 @@ class Trainer:
         self,
         schedule: Schedule,
         rollouts: RolloutPool,
-        rewards: RewardProcess,
+        rewards: ResponseScorer,
         algorithm: Algorithm,
         learner: LearnerGroup,
         log: MetricsLog,
@@ -149,6 +151,8 @@ class Trainer:
                 self.guard.take(kept, weights)
                 check_versions(trajectories, weights.version)
                 check_logprobs(trajectories)
+                if iteration == 0 and not self.schedule.baseline_episodes:
+                    self.rewards.check_stops(trajectories)
             with watch("reward"):
                 scores = self.rewards.score(trajectories)
                 self.guard.take(replace(kept, scores=scores), weights)
@@ -215,6 +219,7 @@ class Trainer:
         played = self.rollouts.play(batches, self.learner.publish())
         trajectories = [trajectory for batch in played for trajectory in batch.trajectories]
         check_reference(trajectories, self.max_logprob_gap)
+        self.rewards.check_stops(trajectories)
         values = self.learner.values(self.algorithm.value_queries(trajectories))
         records = self.record_samples(BASELINE, trajectories, self.rewards.score(trajectories), values)
         self.guard.detector.base(records)
@@ -251,7 +256,8 @@ def train(
     prepare_environment(environments["train"])
     learner_device = device_of(config, config.learner.gpus_per_rank)
     with contextlib.ExitStack() as stack:
-        rewards = stack.enter_context(RewardProcess(config.reward, config.reward_timeout_s))
+        parts = stack.enter_context(RunRewards(reward_parts(config), config.reward_timeout_s))
+        rewards = ResponseScorer(parts, config.response, config.rollout.max_new_tokens)
         open_folder = RunFolder.resume if resume else RunFolder.create
         folder = stack.enter_context(open_folder(config, dump_config(config)))
         if start is None:
@@ -266,6 +272,7 @@ def train(
         stack.callback(learner.close)
         rollouts = RolloutPool(worker_settings(config, start, environments), config.rollout, gang)
         stack.callback(rollouts.close)
+        parts.start(gang)
         rank_nodes, worker_nodes = set(learner.start()), set(rollouts.ready())
         progress.message(
             f"{config.rollout.workers} rollout workers on {len(worker_nodes)} of {len(worker_nodes | rank_nodes)} nodes, "

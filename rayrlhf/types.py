@@ -130,6 +130,8 @@ class Action:
 
     text: str  # what the environment is given
     generation: Generation  # the tokens it is made of
+    shown_tokens: int | None = None  # rewards are shown the response's first so many tokens; None: all of them
+    missing_stop: bool = False  # the response lacks the stop that the run penalises the absence of
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,8 @@ class Turn:
     example: bool = False  # an example was played here (SPEC TW-8): in the memory, never in the loss
     vocabulary_kl: FloatArray = field(default_factory=_no_values)  # [T] nats, KL over the whole vocabulary in the
     # direction that the reward's estimator asks for (full, forward); [0] where it asks for none, or `allowed` says it
+    shown_tokens: int | None = None  # rewards are shown the response's first so many tokens; None: all T of them
+    missing_stop: bool = False  # the response lacks the stop that the run penalises the absence of
 
     @property
     def choices(self) -> NDArray[np.bool_]:

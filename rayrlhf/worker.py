@@ -26,6 +26,7 @@ from rayrlhf.kl_estimators import VocabularyEstimator
 from rayrlhf.player import Player
 from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import Prompt
+from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.rollout import with_prompt_logprobs, with_reference, with_vocabulary_kl
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import EpisodeSpec, Split, Trajectory, Weights
@@ -46,6 +47,7 @@ class WorkerSettings:
     dtype: str  # float32 or bfloat16
     threads: int
     vocabulary_kl: VocabularyEstimator | None = None  # what `Turn.vocabulary_kl` is to hold; None: nothing
+    response: ResponseConfig = NO_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class RolloutWorker:
             prompts=settings.prompts,
             sampling=settings.sampling,
             max_turns=settings.max_turns,
+            response=settings.response,
         )
         self.environments = EnvironmentsBySplit(settings.environments, settings.prompts)
 

@@ -125,7 +125,7 @@ def _train(folder: SweepFolder, name: str, values: Mapping[str, Any], settings: 
     assert group is not None
     reporter = Reporter(run_folder, config.iterations, settings.objective, settings.exploits)
     resume = (run_folder / "config.yaml").is_file()
-    train(config, resume=resume, observer=reporter, gang=Gang(group, config.learner.ranks))
+    train(config, resume=resume, observer=reporter, gang=Gang(group, config.learner.ranks, config.rollout.workers))
     return reporter, config.iterations
 
 

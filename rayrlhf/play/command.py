@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +25,14 @@ from rayrlhf.play.session import PlaySession
 from rayrlhf.play.setting import Setting, find_setting
 from rayrlhf.play.terminal import Person, Screen, Watcher, keyboard
 from rayrlhf.play.transcripts import Header, PlayedTurn, read_transcript
-from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer, resolve_model
+from rayrlhf.policy import (
+    check_vocabulary,
+    context_length,
+    load_policy,
+    load_tokenizer,
+    resolve_model,
+    vocabulary_fingerprint,
+)
 from rayrlhf.types import IntArray
 from rayrlhf.value import load_value
 
@@ -153,8 +158,10 @@ def take_seat(setting: Setting, with_policy: bool) -> Seat:
         check_vocabulary(model, network, tokenizer)
         folder = value_folder(model)
         value = load_value(folder, network) if folder.is_dir() else None
-        policy = PlayPolicy(network, int(tokenizer.eos_token_id), prompter, setting.agent, sampling, value)
-    return Seat(prompter, text_maker(tokenizer), fingerprint(tokenizer), policy)
+        policy = PlayPolicy(
+            network, int(tokenizer.eos_token_id), prompter, setting.agent, sampling, value, setting.response
+        )
+    return Seat(prompter, text_maker(tokenizer), vocabulary_fingerprint(tokenizer), policy)
 
 
 def value_folder(model: ModelConfig) -> Path:
@@ -175,12 +182,6 @@ def text_maker(tokenizer: PreTrainedTokenizerBase) -> Callable[[IntArray], str]:
         return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     return text_of
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of the vocabulary: equal ones give ids the same meaning."""
-    entries = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-    return hashlib.sha256(entries).hexdigest()[:16]
 
 
 def header_of(setting: Setting, seat: Seat, seed: int) -> Header:

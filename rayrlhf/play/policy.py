@@ -14,6 +14,7 @@ from rayrlhf.actions import AutoActor, ConstrainedActor, RankActor, make_actor
 from rayrlhf.config import AgentConfig
 from rayrlhf.interfaces import Prompter
 from rayrlhf.policy import score_tokens
+from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.types import Action, FloatArray, Situation, ValueQuery
 from rayrlhf.value import ValueNetwork, query_values
@@ -38,6 +39,7 @@ class PlayPolicy:
         agent: AgentConfig,
         sampling: SamplingSettings,
         value: ValueNetwork | None,
+        response: ResponseConfig = NO_RULES,
     ):
         self._model = model
         self._eos_token_id = eos_token_id
@@ -45,8 +47,9 @@ class PlayPolicy:
         self._agent = agent
         self._sampling = sampling
         self._value = value
+        self._response = response
         sampler = TransformersSampler(model, eos_token_id, sampling)
-        self._actor = make_actor(agent.actions, sampler, prompter, agent.stop_at_sentence)
+        self._actor = make_actor(agent.actions, sampler, prompter, agent.stop_at_sentence, response)
 
     @property
     def temperature(self) -> float:
@@ -55,7 +58,9 @@ class PlayPolicy:
     def at(self, temperature: float) -> PlayPolicy:
         """The same policy at another temperature."""
         sampling = replace(self._sampling, temperature=temperature)
-        return PlayPolicy(self._model, self._eos_token_id, self._prompter, self._agent, sampling, self._value)
+        return PlayPolicy(
+            self._model, self._eos_token_id, self._prompter, self._agent, sampling, self._value, self._response
+        )
 
     def reset(self) -> None:
         """Due before each game."""

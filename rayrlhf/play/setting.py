@@ -11,6 +11,7 @@ from rayrlhf.checkpoint import newest_model
 from rayrlhf.config import AgentConfig, ModelConfig
 from rayrlhf.environments import EnvironmentSettings, check_environment, takes_prompts
 from rayrlhf.errors import UserError
+from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import Split
@@ -30,6 +31,7 @@ class Setting:
     model: ModelConfig | None  # None: a person plays without any
     agent: AgentConfig
     sampling: SamplingSettings
+    response: ResponseConfig = NO_RULES
 
 
 def find_setting(source: str | None, game: Path | None, split: Split) -> Setting:
@@ -73,6 +75,7 @@ def of_run(folder: Path, split: Split) -> Setting:
         model=model,
         agent=config.agent,
         sampling=SamplingSettings(rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p),
+        response=config.response,
     )
 
 

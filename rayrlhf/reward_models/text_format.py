@@ -1,0 +1,61 @@
+"""What a reward model reads of an episode, as token ids: query and response alone (SPEC LMHP-36).
+
+The policy may see more: a prefix, a suffix, a chat template's markers are its own formatter's. The same format serves
+training, normalisation and reinforcement learning; it lies in the model's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rayrlhf.policy import vocabulary_fingerprint
+from rayrlhf.prompt_formats import written
+from rayrlhf.prompt_frames import start_ids
+from rayrlhf.types import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class TextFormat:
+    """`start`, the query's ids, the response's ids: in the tokens of the model that the reward model was made from."""
+
+    vocabulary: str  # fingerprint of that model's tokenizer: ids of an equal one are read as they are
+    start: tuple[int, ...]  # before every query, so that a text without any token has one to read
+    context: int  # most tokens
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, context: int) -> TextFormat:
+        return cls(vocabulary_fingerprint(tokenizer), tuple(int(i) for i in start_ids(tokenizer)), context)
+
+    def encode(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        query: str,
+        response: str,
+        response_ids: Sequence[int] | IntArray | None = None,
+        vocabulary: str = "",
+    ) -> tuple[IntArray, int]:
+        """Ids [L], 1 <= L <= context, and how many tokens did not fit.
+
+        response_ids, an EOS that was sampled included, are taken as they are where `vocabulary`, their tokenizer's
+        fingerprint, is this format's; else the response's text is tokenised. Text never becomes a special token
+        (SPEC GWERN-16). What does not fit: the query loses its beginning first, then the response its end.
+        """
+        if response_ids is not None and vocabulary == self.vocabulary:
+            answer = np.asarray(response_ids, np.int64)
+        else:
+            answer = _ids(tokenizer, response)
+        question = _ids(tokenizer, query)
+        room = self.context - len(self.start)
+        dropped = max(0, len(question) + len(answer) - room)
+        answer = answer[:room]
+        question = question[max(0, len(question) + len(answer) - room) :]
+        return np.concatenate([np.asarray(self.start, np.int64), question, answer]), dropped
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> IntArray:
+    encoded = tokenizer(written(text), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return np.asarray(encoded["input_ids"], np.int64)
