@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from rayrlhf.algorithm_config import OptimizerConfig
 from rayrlhf.errors import CheckpointError, LearnerError
-from rayrlhf.strategy import Device, FabricDeepSpeed, prepare_environment
+from rayrlhf.strategy import Device, FabricDeepSpeed, bucket_elements, prepare_environment
 
-BUCKET_ELEMENTS = 200_000_000  # DeepSpeed's default size of a communication bucket
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -94,9 +93,7 @@ class Engine:
         self.option = option
         config = fabric.strategy.config  # type: ignore[attr-defined]
         config["gradient_clipping"] = optimizer.max_grad_norm or 0.0  # unset, DeepSpeed clips to 1.0
-        # Buckets are allocated whole, 800 MB each in fp32, however small the network; DeepSpeed wants an even size.
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        bucket = min(BUCKET_ELEMENTS, parameters + parameters % 2)
+        bucket = bucket_elements(module)
         config["zero_optimization"].update(reduce_bucket_size=bucket, allgather_bucket_size=bucket)
         self._wrapped, self._optimizer = fabric.setup(module, build_optimizer(optimizer, module))
         self._engine: Any = self._wrapped._forward_module

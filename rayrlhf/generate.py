@@ -10,16 +10,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 from rayrlhf.checkpoint import newest_model
-from rayrlhf.config import AgentConfig, ModelConfig, PromptsConfig, RewardPart
-from rayrlhf.environments import EnvironmentSettings, open_environments
-from rayrlhf.player import Player
-from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
-from rayrlhf.prompts import load_prompts
+from rayrlhf.config import ModelConfig, PromptsConfig, RewardPart
 from rayrlhf.response_config import NO_RULES, ResponseConfig
-from rayrlhf.response_rules import as_shown
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
+from rayrlhf.sample_episodes import Sampled, sample_episodes
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import EpisodeScore, Trajectory
 
@@ -54,24 +50,8 @@ def sample(
     model, prompts_config, response = find_model(source)
     if prompt is not None:
         prompts_config = PromptsConfig(text=prompt or None)
-    tokenizer = load_tokenizer(model)
-    policy = load_policy(model)
-    check_vocabulary(model, policy, tokenizer)
-    context = context_length(model)
-    prompts = load_prompts(prompts_config, tokenizer, context, max_new_tokens)
-    player = Player(
-        policy=policy,
-        tokenizer=tokenizer,
-        context=context,
-        agent=AgentConfig(),
-        prompts=prompts.items,
-        sampling=SamplingSettings(max_new_tokens, temperature),
-        max_turns=1,
-        response=response,
-    )
-    environments = open_environments(EnvironmentSettings("single_turn"), [item.text for item in prompts.items])
-    [specs] = deal_specs(seed, 0, samples, 1, samples)
-    return [as_shown(trajectory) for trajectory in player.play(specs, environments, weights_version=0)]
+    sampled = Sampled(prompts_config, SamplingSettings(max_new_tokens, temperature), response)
+    return sample_episodes(model, sampled, deal_specs(seed, 0, samples, 1, samples))
 
 
 def find_model(source: str) -> tuple[ModelConfig, PromptsConfig, ResponseConfig]:

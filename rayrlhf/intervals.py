@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, norm
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -44,7 +44,7 @@ def won_share(won: Sequence[int], episodes_per_game: int) -> Estimate:
 
 def wilson(share: float, trials: float) -> tuple[float, float]:
     """Wilson's score interval of a share seen in so many independent trials (need not be whole: effective ones)."""
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     centre = share + z * z / (2 * trials)
     spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
@@ -61,6 +61,8 @@ def mean(games: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     value = float(sums.sum() / counts.sum())
     if len(games) < 2:
         return Estimate(value, None, None)
+    from scipy.stats import bootstrap  # a second to import, for evaluations alone
+
     interval = bootstrap(
         (sums, counts), _pooled_mean, paired=True, vectorized=True, method="percentile", confidence_level=CONFIDENCE,
         n_resamples=RESAMPLES, rng=np.random.default_rng(seed),

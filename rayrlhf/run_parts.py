@@ -21,7 +21,7 @@ from rayrlhf.learner_group import LearnerSettings
 from rayrlhf.losses import Objective
 from rayrlhf.policy import check_model, context_length, load_tokenizer, vocabulary_fingerprint
 from rayrlhf.prompts import Prompts, load_prompts
-from rayrlhf.reward_models.folder import read_sidecar
+from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.task_form import check_task
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.scratch import environment_texts, make_scratch_model

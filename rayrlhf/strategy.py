@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning_fabric.strategies.deepspeed import DeepSpeedStrategy
+from torch import nn
 
 from rayrlhf.errors import InstallationError
 
@@ -50,6 +51,9 @@ def prepare_environment(device: Device | None = None) -> None:
         # The dictionary of operators that may be compiled. DeepSpeed would fill it by running compilers and linkers,
         # whose errors reach the terminal; it is made here instead, with the one operator that is ever looked up.
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
+BUCKET_ELEMENTS = 200_000_000  # DeepSpeed's default
 
 
 class CpuCapable:
@@ -101,6 +105,13 @@ def _ray_deepspeed_class() -> type:
         vendor = pytorch_lightning.strategies.DeepSpeedStrategy
 
     return RayDeepSpeed
+
+
+def bucket_elements(module: nn.Module) -> int:
+    """Size of DeepSpeed's communication buckets for a network: they are allocated whole at every step, 800 MB each in
+    fp32 by default, however small the network. DeepSpeed wants an even size."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return min(BUCKET_ELEMENTS, parameters + parameters % 2)
 
 
 def ray_deepspeed(stage: int = 2, **options: Any) -> pytorch_lightning.strategies.DeepSpeedStrategy:

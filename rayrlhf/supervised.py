@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rayrlhf.errors import LearnerError
-from rayrlhf.strategy import prepare_environment, ray_deepspeed
+from rayrlhf.strategy import bucket_elements, prepare_environment, ray_deepspeed
 
 PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"  # files of the work folder
 _CHECKPOINT = "lightning.ckpt"
@@ -259,13 +259,14 @@ def train_on_worker(config: Mapping[str, Any]) -> None:
         torch.set_num_threads(1)
     pl.seed_everything(settings.seed, verbose=False)
     module = build(settings, work)
+    bucket = bucket_elements(module)
     from ray.train.lightning import RayLightningEnvironment, prepare_trainer
 
     trainer = prepare_trainer(
         pl.Trainer(
             accelerator="gpu" if settings.device == "cuda" else "cpu",
             devices="auto",
-            strategy=ray_deepspeed(stage=settings.zero_stage),
+            strategy=ray_deepspeed(settings.zero_stage, reduce_bucket_size=bucket, allgather_bucket_size=bucket),
             plugins=[RayLightningEnvironment()],
             precision=settings.precision,
             max_epochs=settings.stretches,

@@ -15,9 +15,11 @@ import torch
 from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM
 
-from rayrlhf.config import RunConfig
+from rayrlhf.config import RewardPart, RunConfig
 from rayrlhf.errors import ConfigError, LearnerError, ModelError, PromptError, RewardError, RunFolderError, UserError
 from rayrlhf.metrics import read_metrics
+from rayrlhf.reward_contract import example_trajectory
+from rayrlhf.reward_process import RewardProcess
 from rayrlhf.trainer import train
 from tests.test_training import small_config
 
@@ -140,7 +142,7 @@ def hangs(text: str) -> float:
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [("raises", "the sheep ran out"), ("not_a_number", "nan"), ("a_list", r"\[1.0, 2.0\]"), ("hangs", "2 s")],
+    [("raises", "the sheep ran out"), ("hangs", "2 s")],
 )
 def test_a_failing_reward_stops_the_run_by_name(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None, function: str, message: str
@@ -158,6 +160,20 @@ def test_a_failing_reward_stops_the_run_by_name(
     assert f"sheep_rewards:{function}" in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert read_metrics(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("function", "message"), [("not_a_number", "nan"), ("a_list", r"\[1.0, 2.0\]")])
+def test_what_is_no_score_is_an_error_of_the_same_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, message: str
+) -> None:
+    """The trainer does not tell one RewardError from another: how a run stops by one is the test above."""
+    (tmp_path / "sheep_rewards.py").write_text(REWARDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = [RewardPart(name=f"sheep_rewards:{function}")]
+    with RewardProcess(parts, 60) as process, pytest.raises(RewardError, match=message) as caught:
+        process.score([example_trajectory("", "a sheep")])
+    assert f"sheep_rewards:{function}" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
 
 
 def test_a_model_that_ends_at_once_is_counted(tmp_path: Path, ray_cluster: None) -> None:

@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import ray
+
+from rayrlhf.cluster import _sees
+from rayrlhf.run_folder import write_probe
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -29,6 +35,13 @@ cluster.shutdown()
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blind(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> ray.ObjectRef:
+    """The answer of a node that does not see a probe, which it looks for 10 s: asked for while the other test runs."""
+    folder = tmp_path_factory.mktemp("storage")
+    return _sees.remote(folder / "elsewhere", write_probe(folder))
+
+
 def test_two_nodes_share_the_work(tiny_model: Path, tmp_path: Path) -> None:
     """X-8: one code path from a laptop to a cluster; the ranks meet at an address of rank 0's node."""
     done = subprocess.run(
@@ -38,13 +51,7 @@ def test_two_nodes_share_the_work(tiny_model: Path, tmp_path: Path) -> None:
     assert "2 rollout workers on 2 of 2 nodes, 2 learner ranks on 2" in done.stderr
 
 
-def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path, blind: ray.ObjectRef) -> None:
     """The check itself, as each node runs it."""
-    import ray
-
-    from rayrlhf.cluster import _sees
-    from rayrlhf.run_folder import write_probe
-
-    token = write_probe(tmp_path)
-    assert ray.get(_sees.remote(tmp_path, token))
-    assert not ray.get(_sees.remote(tmp_path / "elsewhere", token), timeout=60)
+    assert ray.get(_sees.remote(tmp_path, write_probe(tmp_path)))
+    assert not ray.get(blind, timeout=60)

@@ -126,11 +126,13 @@ def test_kill_the_driver_and_resume_bit_for_bit(storage: Path, undisturbed: Path
     ids=lambda algorithm: str(algorithm["name"]),
 )
 def test_every_algorithm_plays(storage: Path, ray_cluster: None, algorithm: dict[str, Any]) -> None:
-    """TW-20, TW-17: each through the whole path, two ranks; a growing transcript as the prompt; rewards by their names."""
+    """TW-20, TW-17: each through the whole path; a growing transcript as the prompt; rewards by their names. Two ranks
+    where the prompt is trained on; the others' updates on two are test_learner.py's and test_ppo_learner.py's."""
     rewards = ["game_score", {"name": "letter_count", "letter": "e", "weight": 0.1}]
     config = game_config(
         storage, f"plays-{algorithm['name']}", iterations=2, baseline_episodes=0, algorithm=algorithm, reward=rewards,
-        agent={"prompt": "transcript", "memory_turns": 0},
+        agent={"prompt": "transcript", "memory_turns": 0}, rollout={"workers": 1},
+        learner={"ranks": 2 if "train_prompt" in algorithm else 1},
     )  # fmt: skip
     train(config)
     rows = read_metrics(storage / config.name)

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from rayrlhf.cli import app
 from rayrlhf.preferences.project import open_store
-from rayrlhf.reward_models.folder import load_reward_network, read_sidecar
+from rayrlhf.reward_models.folder import load_reward_network
 from rayrlhf.reward_models.network import score_sequences
+from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.types import IntArray
 
 LABELS = Path(__file__).parent / "data" / "labels" / "gwern.json"

@@ -18,7 +18,7 @@ from rayrlhf.preferences.loop import run_loop
 from rayrlhf.preferences.loop_manifest import MANIFEST, STAGES, Round
 from rayrlhf.preferences.project import ProjectConfig, load_project_config, open_store, settle_project
 from rayrlhf.preferences.records import Comparison
-from rayrlhf.reward_models.folder import read_sidecar
+from rayrlhf.reward_models.sidecar import read_sidecar
 
 SMALL = [
     "loop.prompts_per_round=6", "loop.completions=3", "loop.comparisons_per_round=12", "loop.evaluation_samples=16",

@@ -38,6 +38,13 @@ SMALL_OPTIONS = {
     "rayrlhf sft": "--stories 400 --new hidden=32,layers=1,heads=2,kv_heads=2,mlp=64 --vocabulary 300 --steps 4 "
     "--block-size 64 --batch-blocks 4",
     "rayrlhf generate": "-n 2 --max-new-tokens 8",
+    "rayrlhf loop": "rounds=1 prompts_per_round=4 completions=3 comparisons_per_round=10 evaluation_samples=8 "
+    "reward_model.normalisation_samples=16 reward_model.epochs=1 task.overrides=[rollout.max_new_tokens=16] "
+    "'optimise=[iterations=1, baseline_episodes=8, rollout.workers=1, learner.ranks=1, rollout.group_size=4, "
+    "rollout.groups_per_iteration=2]'",
+    "rayrlhf reward-model": "normalisation_samples=16 epochs=1 task.overrides=[rollout.max_new_tokens=16]",
+    "rayrlhf compare": "--samples 8 --max-new-tokens 8",
+    "rayrlhf rate": "--terminal --rater me --count 1",
     "tensorboard": "--inspect",  # reads the event files and ends, where the server would wait for a browser
 }
 EXPECTED = {
@@ -72,6 +79,12 @@ MADE = {  # files that must be there after the command that starts so
     "rayrlhf train e-in-the-game.yaml": "runs/e-in-the-game/report.html",
     "rayrlhf evaluate": "runs/textworld-coin/evaluation.json",
     "rayrlhf imitate": "models/shown/model.safetensors",
+    "rayrlhf loop try-out": "try-out/report.html",
+    "rayrlhf loop my-ratings": "my-ratings/ratings.sqlite",
+    "rayrlhf rank": "try-out/ranking/ranking.png",
+    "rayrlhf compare": "blind/results.json",
+    "rayrlhf reward-model": "models/liked/reward_model.json",
+    "rayrlhf labels export": "labels.jsonl",
 }
 
 

@@ -16,8 +16,9 @@ from rayrlhf.policy import load_tokenizer, resolve_model
 from rayrlhf.reward_actors import CHUNK, RunRewards
 from rayrlhf.reward_contract import example_trajectory
 from rayrlhf.reward_mixture import RewardMixture
-from rayrlhf.reward_models.folder import Sidecar, write_start
+from rayrlhf.reward_models.folder import write_start
 from rayrlhf.reward_models.network import new_reward_network
+from rayrlhf.reward_models.sidecar import Sidecar
 from rayrlhf.reward_models.text_format import TextFormat
 
 TINY = load_config("alliteration").model

@@ -18,19 +18,11 @@ from rayrlhf.errors import ConfigError, LearnerError, ModelError
 from rayrlhf.policy import load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.reward_contract import example_trajectory
 from rayrlhf.reward_mixture import RewardMixture
-from rayrlhf.reward_models.folder import (
-    SIDECAR,
-    Sidecar,
-    finish_reward_model,
-    load_reward_network,
-    read_sidecar,
-    scalars_of,
-    with_scalars,
-    write_start,
-)
+from rayrlhf.reward_models.folder import finish_reward_model, load_reward_network, scalars_of, write_start
 from rayrlhf.reward_models.network import PAD, RewardNetwork, new_reward_network, padded, score_sequences
 from rayrlhf.reward_models.normalisation import Scale, normalise, scale_of
 from rayrlhf.reward_models.scoring import RewardScorer
+from rayrlhf.reward_models.sidecar import SIDECAR, Sidecar, read_sidecar, with_scalars
 from rayrlhf.reward_models.task_form import check_task, task_of
 from rayrlhf.reward_models.text_format import TextFormat
 from rayrlhf.run_parts import reward_parts

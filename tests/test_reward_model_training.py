@@ -19,12 +19,13 @@ from rayrlhf.preferences.ranking_config import RankingConfig
 from rayrlhf.preferences.records import Comparison, Item, Rating
 from rayrlhf.reward_models.config import RewardModelConfig
 from rayrlhf.reward_models.examples import epoch_order
-from rayrlhf.reward_models.folder import load_reward_network, read_sidecar
+from rayrlhf.reward_models.folder import load_reward_network
 from rayrlhf.reward_models.labels import LabelledData, labelled_data
 from rayrlhf.reward_models.module import collate, example_losses
 from rayrlhf.reward_models.network import new_reward_network, score_sequences
 from rayrlhf.reward_models.normalisation import normalise
 from rayrlhf.reward_models.scoring import RewardScorer
+from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.tasks import sample_task
 from rayrlhf.reward_models.text_format import TextFormat
 from rayrlhf.reward_models.training import TrainingLabels, make_reward_model

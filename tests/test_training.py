@@ -191,7 +191,10 @@ def test_kill_the_driver_and_resume_bit_for_bit(tiny_model: Path, storage: Path,
 
 def test_ctrl_c_saves_stops_and_leaves_nothing(tiny_model: Path, storage: Path) -> None:
     """LMHP-27, X-8: SIGINT ends the run after the iteration under way, with a checkpoint that --resume takes up."""
-    config = small_config(tiny_model, storage, "stopped", iterations=500, checkpoint={"every": 500})
+    config = small_config(
+        tiny_model, storage, "stopped", iterations=500, baseline_episodes=0, checkpoint={"every": 500},
+        rollout={"workers": 1},
+    )  # fmt: skip
     process = driver(config, storage)
     wait_for_iteration(storage / "stopped", 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -208,7 +211,10 @@ def test_ctrl_c_saves_stops_and_leaves_nothing(tiny_model: Path, storage: Path) 
 
 def test_learner_and_sampler_must_agree(tiny_model: Path, storage: Path, ray_cluster: None) -> None:
     """X-5: a limit on the gap that no arithmetic can meet stops the run by name, before any weight has changed."""
-    config = small_config(tiny_model, storage, "disagree", learner={"max_logprob_gap": 1e-12})
+    config = small_config(
+        tiny_model, storage, "disagree", baseline_episodes=0, rollout={"workers": 1},
+        learner={"max_logprob_gap": 1e-12, "ranks": 1},
+    )  # fmt: skip
     with pytest.raises(LearnerError, match="disagree"):
         train(config)
     assert (storage / "disagree/config.yaml").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +61,35 @@ def same(one: list[Trajectory], other: list[Trajectory]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_model: Path, ray_cluster: None) -> list[Trajectory]:
-    """What one undisturbed worker plays."""
+def lone_worker(tiny_model: Path, ray_cluster: None) -> Iterator[RolloutPool]:
     pool = make_pool(tiny_model)
-    trajectories = played(pool)
+    yield pool
     pool.close()
-    return trajectories
 
 
-def test_three_workers_play_what_one_plays(tiny_model: Path, expected: list[Trajectory]) -> None:
+@pytest.fixture(scope="module")
+def expected(lone_worker: RolloutPool) -> list[Trajectory]:
+    """What one undisturbed worker plays."""
+    return played(lone_worker)
+
+
+@pytest.fixture(scope="module")
+def three_workers(tiny_model: Path, ray_cluster: None) -> Iterator[RolloutPool]:
     pool = make_pool(tiny_model, workers=3)
-    assert same(played(pool), expected)
+    yield pool
     pool.close()
+
+
+def test_three_workers_play_what_one_plays(three_workers: RolloutPool, expected: list[Trajectory]) -> None:
+    assert same(played(three_workers), expected)
+
+
+def test_closing_ends_the_processes(three_workers: RolloutPool) -> None:
+    """The last test of this pool."""
+    pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in three_workers.actors])
+    three_workers.close()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+    assert not alive
 
 
 @pytest.mark.parametrize("environment", [KillsItsWorkerOnce, HangsOnce])
@@ -80,7 +98,7 @@ def test_a_lost_batch_is_redone(
 ) -> None:
     """SIGKILL in the middle of a batch, and a batch that never ends, change nothing in the episodes."""
     environment.mark.unlink(missing_ok=True)
-    timeout_s = 20 if environment is HangsOnce else 300
+    timeout_s = 10 if environment is HangsOnce else 300
     pool = make_pool(tiny_model, f"tests.broken_environments:{environment.__name__}", workers=2, timeout_s=timeout_s)
     pool.ready()  # a worker that has not started yet is given longer
     assert same(played(pool), expected)
@@ -104,18 +122,7 @@ def test_an_environment_that_raises_stops_the_run_by_name(tiny_model: Path) -> N
     pool.close()
 
 
-def test_wrong_weights_stop_the_run_by_name(tiny_model: Path) -> None:
+def test_wrong_weights_stop_the_run_by_name(lone_worker: RolloutPool) -> None:
     """A trajectory carries the version it was sampled with; a worker without that version refuses."""
-    pool = make_pool(tiny_model)
     with pytest.raises(RolloutError, match="version 7 were due"):
-        pool.play(BATCHES[:1], PublishedWeights((ray.put(None),), version=7))
-    pool.close()
-
-
-def test_closing_ends_the_processes(tiny_model: Path) -> None:
-    pool = make_pool(tiny_model, workers=2)
-    pool.ready()
-    pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in pool.actors])
-    pool.close()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
-    assert not alive
+        lone_worker.play(BATCHES[:1], PublishedWeights((ray.put(None),), version=7))

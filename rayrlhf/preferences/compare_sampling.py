@@ -6,19 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rayrlhf.config import AgentConfig, PromptsConfig
-from rayrlhf.environments import EnvironmentSettings, open_environments
+from rayrlhf.config import PromptsConfig
 from rayrlhf.errors import PreferenceError
 from rayrlhf.generate import find_model
-from rayrlhf.player import Player
-from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
 from rayrlhf.preferences.compare_config import CompareConfig, SampledWith
 from rayrlhf.preferences.compare_samples import Samples
 from rayrlhf.preferences.records import Item
-from rayrlhf.prompts import load_prompts
 from rayrlhf.response_config import NO_RULES, ResponseConfig
-from rayrlhf.response_rules import as_shown
 from rayrlhf.rollout import deal_specs
+from rayrlhf.sample_episodes import Sampled, sample_episodes
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import Trajectory
 
@@ -65,25 +61,10 @@ def sample_model(source: str, setting: Setting, config: CompareConfig, stream: i
     stream: 0 or 1. With the same random numbers two like models would write almost the same texts.
     """
     model = find_model(source)[0]
-    tokenizer = load_tokenizer(model)
-    policy = load_policy(model)
-    check_vocabulary(model, policy, tokenizer)
-    context = context_length(model)
-    prompts = load_prompts(setting.prompts, tokenizer, context, config.max_new_tokens)
-    player = Player(
-        policy=policy,
-        tokenizer=tokenizer,
-        context=context,
-        agent=AgentConfig(),
-        prompts=prompts.items,
-        sampling=SamplingSettings(config.max_new_tokens, config.temperature),
-        max_turns=1,
-        response=setting.response,
-    )
-    environments = open_environments(EnvironmentSettings("single_turn"), [item.text for item in prompts.items])
-    [specs] = deal_specs(2 * config.seed + stream, 0, config.samples, 1, config.samples)
-    trajectories = player.play(specs, environments, weights_version=0)
-    items = tuple(_item(as_shown(trajectory), source) for trajectory in trajectories)
+    sampled = Sampled(setting.prompts, SamplingSettings(config.max_new_tokens, config.temperature), setting.response)
+    batches = deal_specs(2 * config.seed + stream, 0, config.samples, 1, config.samples)
+    trajectories = sample_episodes(model, sampled, batches)
+    items = tuple(_item(trajectory, source) for trajectory in trajectories)
     settings = SampledWith(temperature=config.temperature, max_new_tokens=config.max_new_tokens)
     return Samples(source, items, settings)
 

@@ -214,7 +214,8 @@ class Stages:
     def _wait_for_people(self, items: list[Item], wanted: int, round_: Round) -> None:
         told = False
         while (missing := wanted - len(self._rated_of(items))) > 0:
-            message = f"round {round_.number}: {missing} comparisons of its samples are missing: `rayrlhf rate {self.project}`"
+            place = f"round {round_.number}: {missing} comparisons of its samples are missing"
+            message = f"{place}: `rayrlhf rate {self.project}`"
             if not self.wait:
                 raise Waiting(f"{message}, then `rayrlhf loop {self.project}` again")
             if not told:

@@ -7,37 +7,19 @@ nothing that is loaded is executed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import ModelError
 from rayrlhf.reward_models.network import RewardNetwork
-from rayrlhf.reward_models.text_format import TextFormat
+from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars, write_sidecar
 
-SIDECAR = "reward_model.json"
-VERSION = 1
 SCALARS = ("gain", "bias", "log_tie")  # of the network, beside its classifier
 _PREFIX = "classifier."
-
-
-@dataclass(frozen=True, slots=True)
-class Sidecar:
-    """What a reward model's folder says beside what transformers reads."""
-
-    bias: float  # reward = gain * score of the loaded classifier + bias
-    text_format: TextFormat
-    gain: float = 1.0  # 1 in a finished folder
-    log_tie: float = 0.0  # of Davidson's model, where ties were an outcome
-    task: Mapping[str, Any] = field(default_factory=dict)  # what the scores were normalised on: see `tasks.py`
-    normalisation: Mapping[str, float] = field(default_factory=dict)  # mean, std, samples of the reference's scores
-    version: int = VERSION
 
 
 def write_start(folder: Path, network: RewardNetwork, tokenizer: PreTrainedTokenizerBase, sidecar: Sidecar) -> None:
@@ -55,11 +37,6 @@ def write_reward_model(folder: Path, network: RewardNetwork, start: Path, state:
     write_sidecar(folder, with_scalars(read_sidecar(start), {key: float(state[key]) for key in SCALARS}))
 
 
-def with_scalars(sidecar: Sidecar, values: Mapping[str, float]) -> Sidecar:
-    """The sidecar with these of its numbers."""
-    return replace(sidecar, gain=values["gain"], bias=values["bias"], log_tie=values["log_tie"])
-
-
 def finish_reward_model(folder: Path, network: RewardNetwork, sidecar: Sidecar) -> None:
     """Folds the gain into the head, in memory and in the folder, and writes the sidecar."""
     network.fold_gain()
@@ -69,26 +46,6 @@ def finish_reward_model(folder: Path, network: RewardNetwork, sidecar: Sidecar) 
 
 def scalars_of(network: RewardNetwork) -> dict[str, float]:
     return {key: float(getattr(network, key).detach()) for key in SCALARS}
-
-
-def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
-    replace_file(folder / SIDECAR, [json.dumps(asdict(sidecar), indent=1).encode()])
-
-
-def read_sidecar(folder: Path) -> Sidecar:
-    """Raises ModelError for a folder that is no reward model, or one of another version."""
-    path = folder / SIDECAR
-    if not path.is_file():
-        raise ModelError(f"reward model {folder}: no {SIDECAR} is there; `rayrlhf reward-model` makes such a folder")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = content["version"]
-        if version != VERSION:
-            raise ModelError(f"reward model {folder}: {SIDECAR} is of version {version}, this RayRLHF reads {VERSION}")
-        told = content.pop("text_format")
-        return Sidecar(text_format=TextFormat(**{**told, "start": tuple(told["start"])}), **content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"reward model {folder}: {SIDECAR} is damaged: {type(error).__name__}: {error}") from error
 
 
 def load_reward_network(folder: Path) -> RewardNetwork:

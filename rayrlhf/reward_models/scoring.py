@@ -7,8 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from rayrlhf.reward_models.folder import load_reward_network, load_reward_tokenizer, read_sidecar
+from rayrlhf.reward_models.folder import load_reward_network, load_reward_tokenizer
 from rayrlhf.reward_models.network import RewardNetwork, score_sequences
+from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.text_format import TextFormat
 from rayrlhf.types import FloatArray, IntArray, Trajectory
 

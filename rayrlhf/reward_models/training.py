@@ -28,13 +28,10 @@ from rayrlhf.reward_models.config import RewardModelConfig
 from rayrlhf.reward_models.evaluation import evaluate_comparisons, pearson, plot_evaluation
 from rayrlhf.reward_models.examples import ExampleTable
 from rayrlhf.reward_models.folder import (
-    Sidecar,
     finish_reward_model,
     load_reward_network,
     load_reward_tokenizer,
-    read_sidecar,
     scalars_of,
-    with_scalars,
     write_start,
 )
 from rayrlhf.reward_models.labels import LabelledData, labelled_data
@@ -43,6 +40,7 @@ from rayrlhf.reward_models.module import CONFIG, HELD_OUT, TRAINING, build
 from rayrlhf.reward_models.network import RewardNetwork, new_reward_network, score_sequences
 from rayrlhf.reward_models.normalisation import label_scale, normalise, scale_of
 from rayrlhf.reward_models.scoring import RewardScorer
+from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars
 from rayrlhf.reward_models.task_form import task_of
 from rayrlhf.reward_models.tasks import sample_task
 from rayrlhf.reward_models.text_format import TextFormat
