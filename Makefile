@@ -5,10 +5,12 @@
 #   TORCH_INDEX=URL       a package index beside the usual one for torch, such as https://download.pytorch.org/whl/cpu
 #   ARGS="..."            more arguments for the command that is run
 #   TESTS=tests/...       what `make test` runs
+#   TEST_PROCESSES=2      processes that share the test files; 0: none beside pytest's own
 
 SHELL := /bin/sh
 VENV ?= .venv
 TESTS ?=
+TEST_PROCESSES ?= 2
 ARGS ?=
 export PYTHON TORCH_INDEX
 
@@ -25,7 +27,7 @@ train: setup  ## the main job: a small language model learns to alliterate
 	@"$(VENV)/bin/rayrlhf" train $(ARGS)
 
 test: setup  ## the tests, but for those that take minutes each
-	@"$(VENV)/bin/python" -m pytest -m "not slow" $(TESTS) $(ARGS)
+	@"$(VENV)/bin/python" -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile $(TESTS) $(ARGS)
 
 test-slow: setup  ## the tests that take minutes each
 	@"$(VENV)/bin/python" -m pytest -m slow $(TESTS) $(ARGS)

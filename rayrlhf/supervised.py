@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from rayrlhf.errors import LearnerError
 from rayrlhf.strategy import bucket_elements, prepare_environment, ray_deepspeed
 
 PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"  # files of the work folder
+TOO_MANY = "too-many.txt"  # another: how many examples a forward pass had when memory ran out, a line each
 _CHECKPOINT = "lightning.ckpt"
 
 
@@ -207,8 +208,12 @@ class ProgressAndCheckpoints(pl.Callback):
 
     def _line(self, **values: float) -> None:
         if ray.train.get_context().get_world_rank() == 0:
-            with open(self.work / PROGRESS, "a") as file:
-                file.write(json.dumps(values) + "\n")
+            _append(self.work, **values)
+
+
+def _append(work: Path, **values: float) -> None:
+    with open(work / PROGRESS, "a") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def _check_finite(loss: float, step: int) -> None:
@@ -250,9 +255,22 @@ Build = Callable[[SupervisedSettings, Path], SupervisedModule]
 """Makes a stage's module on a worker, from the settings and the work folder: a function at the top of its module."""
 
 
+def fitting(settings: SupervisedSettings, work: Path) -> SupervisedSettings:
+    """Half as many examples in a forward pass as last did not fit into memory, if any did not; the rest of a step is
+    accumulated (SPEC LMHP-33)."""
+    file = work / TOO_MANY
+    if not file.is_file():
+        return settings
+    most = max(1, min(map(int, file.read_text().split())) // 2)
+    share = settings.examples_per_step // settings.workers
+    most = min(most, settings.examples_per_forward)
+    return replace(settings, examples_per_forward=next(n for n in range(most, 0, -1) if share % n == 0))
+
+
 def train_on_worker(config: Mapping[str, Any]) -> None:
     """One Ray Train worker: from the last checkpoint, if there is one, to the end. `config`: `as_config`'s."""
-    settings, work = SupervisedSettings(**config["settings"]), Path(config["work"])
+    work = Path(config["work"])
+    settings = fitting(SupervisedSettings(**config["settings"]), work)
     build: Build = config["build"]
     prepare_environment(settings.device)
     if settings.device == "cpu":
@@ -289,6 +307,11 @@ def train_on_worker(config: Mapping[str, Any]) -> None:
         # Raised, it would be taken for a failure of the machine, and be repeated after every restart.
         if ray.train.get_context().get_world_rank() == 0:
             (work / FAULT).write_text(str(error))
+    except torch.OutOfMemoryError:
+        with open(work / TOO_MANY, "a") as file:
+            file.write(f"{settings.examples_per_forward}\n")
+        _append(work, out_of_memory=settings.examples_per_forward, pid=os.getpid())
+        raise  # this process ends and frees its memory; the next one goes on from the last checkpoint
 
 
 def _fit_from_last_checkpoint(trainer: pl.Trainer, module: SupervisedModule) -> None:

@@ -228,6 +228,11 @@ def _shown(path: Path, steps: int, show: Callable[[str], None]) -> Iterator[None
 
 
 def _progress_line(values: Mapping[str, float], steps: int) -> str:
+    if "out_of_memory" in values:
+        return (
+            f"process {int(values['pid'])} ran out of memory with {int(values['out_of_memory'])} examples in a forward "
+            "pass: it ends, which frees it, and training goes on with half as many"
+        )
     if "pid" in values:
         return f"training from step {int(values['step'])} of {steps}"
     step = f"step {int(values['step']):>{len(str(steps))}}/{steps}"

@@ -21,7 +21,7 @@ from rayrlhf.reward_models.config import RewardModelConfig
 from rayrlhf.reward_models.examples import epoch_order
 from rayrlhf.reward_models.folder import load_reward_network
 from rayrlhf.reward_models.labels import LabelledData, labelled_data
-from rayrlhf.reward_models.module import collate, example_losses
+from rayrlhf.reward_models.module import RewardBatch, RewardModule, build, collate, example_losses
 from rayrlhf.reward_models.network import new_reward_network, score_sequences
 from rayrlhf.reward_models.normalisation import normalise
 from rayrlhf.reward_models.scoring import RewardScorer
@@ -30,6 +30,7 @@ from rayrlhf.reward_models.tasks import sample_task
 from rayrlhf.reward_models.text_format import TextFormat
 from rayrlhf.reward_models.training import TrainingLabels, make_reward_model
 from rayrlhf.stories import generate_stories
+from rayrlhf.supervised import SupervisedSettings
 
 TASK = load_config("alliteration", ["rollout.max_new_tokens=16"])
 STORIES = generate_stories(40, seed=1)
@@ -80,7 +81,10 @@ def data_of(settings: RewardModelConfig) -> LabelledData:
 
 
 def plain_loop(settings: RewardModelConfig) -> np.ndarray:
-    """The scores of all items after the same steps in this process, whole batches at once, without Ray or DeepSpeed."""
+    """The scores of all items after the same steps in this process, whole batches at once, without Ray or DeepSpeed.
+
+    LMHP-11: Adam with eps 1e-5, no weight decay, a learning rate of lr * (1 - i / n).
+    """
     tokenizer = load_tokenizer(TASK.model)
     text_format = TextFormat.of(tokenizer, 512)
     vocabulary = vocabulary_fingerprint(tokenizer)
@@ -147,6 +151,41 @@ def test_fresh_samples_of_the_reference_score_alike(two_workers: Path, kept: Pat
     fresh = scorer.score(sample_task(TASK, TASK.model, 400, seed=77), vocabulary)
     assert abs(float(fresh.mean())) < 4 * (1 / 24 + 1 / 400) ** 0.5
     assert abs(float(fresh.std()) - 1) < 4 * (1 / 48 + 1 / 800) ** 0.5 + 0.1
+
+
+class NarrowModule(RewardModule):
+    """Memory for no more than two labels at a time."""
+
+    def loss(self, batch: RewardBatch) -> torch.Tensor:
+        if len(batch.best) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(batch)
+
+
+def build_narrow(settings: SupervisedSettings, work: Path) -> RewardModule:
+    whole = build(settings, work)
+    return NarrowModule(whole.model, settings, whole.config, whole.training_table, whole.held_out, whole.start)
+
+
+@pytest.mark.slow
+def test_training_from_another_reward_model(ray_cluster: None, two_workers: Path, tmp_path: Path, kept: Path) -> None:
+    """Q-9: from the language model by default, or warm: with hardly a step it is the model that it started from."""
+    train(tmp_path / "model", kept, config(init=str(two_workers), lr=1e-9))
+    assert np.allclose(scores_of(tmp_path / "model"), scores_of(two_workers), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_out_of_memory_halves_the_forward_pass(
+    ray_cluster: None, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMHP-33: 6 labels do not fit, 3 do not, 1 does; the same comes out, and the user is told by process id."""
+    monkeypatch.setattr("rayrlhf.reward_models.training.build", build_narrow)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    told: list[str] = []
+    make_reward_model(tmp_path / "model", labels(), TASK, config(), {}, False, told.append, kept)
+    lines = [line for line in told if "ran out of memory" in line]
+    assert [line.split(" with ")[1].split()[0] for line in lines] == ["6", "3"]
+    assert np.allclose(scores_of(tmp_path / "model"), plain_loop(config()), atol=1e-3)
 
 
 @pytest.mark.slow
