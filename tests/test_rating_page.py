@@ -88,7 +88,11 @@ PATHS = (
 )
 
 
-@pytest.mark.parametrize("token", [None, "", "wrong", TOKEN[:-1], TOKEN + "x", "\ud800"])
+@pytest.mark.parametrize(
+    "token",
+    [None, "", "wrong", TOKEN[:-1], TOKEN + "x", "\ud800"],
+    ids=["none", "empty", "wrong", "cut", "longer", "surrogate"],
+)
 def test_without_the_token_nothing_is_answered(stranger: TestClient, token: str | None) -> None:
     query = "" if token is None else f"?token={quote(token, errors='surrogatepass')}"
     for path in PATHS:

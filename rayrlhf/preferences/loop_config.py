@@ -34,6 +34,9 @@ class LoopConfig(Section):
     """Samples of each prompt, to be compared with each other (SPEC GWERN-33)."""
     comparisons_per_round: PositiveInt = 400
     """The round goes on once so many were made in it, those of automatic checks not counted."""
+    bridges: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of a later round's comparisons that hold a new sample against one of an earlier round: without any, the
+    rounds' scores have nothing in common and drift apart (SPEC GWERN-22)."""
     labels: Literal["interleaved", "static"] = "interleaved"
     """`interleaved`: each round's policy is rated. `static`: all comparisons are made in the first round, on the
     reference's samples, and later rounds sample for the records alone (SPEC TOK-9)."""

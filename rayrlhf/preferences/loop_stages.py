@@ -97,11 +97,11 @@ class Stages:
         """Pairs that the automatic checks decide alone, drawn like those that people are asked (SPEC GWERN-7)."""
         checks = load_checks(self.config.checks)
         items = self._sampled(round_)
-        faults = {item.id: checks.faults(item.text) for item in items}
-        broken = sum(bool(found) for found in faults.values())
+        faults = {item.id: checks.faults(item.text) for item in self.store.items().values()}
+        broken = sum(bool(faults[item.id]) for item in items)
         automatic = []
         if broken:
-            pairs = self._pairs(items, self.loop.comparisons_per_round, round_, {})
+            pairs = self._pairs(items, self.loop.comparisons_per_round, round_)
             decided = (auto_comparison(pair, faults[pair[0]], faults[pair[1]]) for pair in pairs)
             automatic = [comparison for comparison in decided if comparison is not None]
         new = self.store.add(*automatic)
@@ -192,8 +192,12 @@ class Stages:
         scores = dict(zip([i.id for i in items], rule_scores(items, rater.rule, rater.per_word).tolist(), strict=True))
         missing = wanted - len(self._rated_of(items))
         if missing > 0:
-            asked = {"comparisons": self._comparisons_of(items)}
-            pairs = self._pairs(items, missing, round_, asked)
+            pairs = self._pairs(items, missing, round_)
+            across = {item for pair in pairs for item in pair} - scores.keys()
+            earlier = [item for item in self.store.items().values() if item.id in across]
+            if earlier:
+                own = rule_scores(earlier, rater.rule, rater.per_word).tolist()
+                scores |= dict(zip([item.id for item in earlier], own, strict=True))
             rng = np.random.default_rng([rater.seed, round_.number, missing])
             outcomes = verdicts(pairs, scores, noise, rng)
             self.store.add(
@@ -202,8 +206,8 @@ class Stages:
                     for pair, best in zip(pairs, outcomes, strict=True)
                 )
             )
-        difference = np.array([scores[c.items[0]] - scores[c.items[1]] for c in self._rated_of(items)])
-        return {"agreement": noise.agreement(difference)}
+        decided = [c.items for c in self._rated_of(items) if scores.keys() >= set(c.items)]
+        return {"agreement": noise.agreement(np.array([scores[first] - scores[second] for first, second in decided]))}
 
     def _noise(self, rater: SimulatedRaterConfig) -> Noise:
         """Set from the first round's texts, and kept."""
@@ -223,21 +227,43 @@ class Stages:
                 told = True
             time.sleep(_POLL_S)
 
-    def _pairs(
-        self, items: list[Item], count: int, round_: Round, asked: Mapping[str, list[Comparison]]
-    ) -> list[tuple[str, str]]:
-        comparisons = asked.get("comparisons", [])
-        return propose(
-            items, comparisons, self.store.skips(), self.config.pairing, self.config.ranking, count, self._seed(round_)
+    def _pairs(self, items: list[Item], count: int, round_: Round) -> list[tuple[str, str]]:
+        """Pairs of the round's samples, and a share of `loop.bridges` between them and earlier ones."""
+        seed, new = self._seed(round_), {item.id for item in items}
+        earlier = [item for item in self.store.items().values() if (item.iteration or 0) < round_.number]
+        rng = np.random.default_rng([seed, 0xB21D])
+        bridges = round(self.loop.bridges * count) if earlier else 0
+        across = self._across(items, [item for item in earlier if item.id not in new], bridges, rng)
+        asked = self._comparisons_of(items)
+        within = propose(
+            items, asked, self.store.skips(), self.config.pairing, self.config.ranking, count - len(across), seed
         )
+        return [*across, *within]
+
+    def _across(
+        self, items: list[Item], earlier: list[Item], count: int, rng: np.random.Generator
+    ) -> list[tuple[str, str]]:
+        """At most `count` pairs of a new and an earlier sample of the same prompt, sides drawn at random, none twice."""
+        by_prompt: dict[str, list[Item]] = {}
+        for item in earlier:
+            by_prompt.setdefault(item.prompt, []).append(item)
+        possible = [item for item in items if item.prompt in by_prompt]
+        pairs: dict[tuple[str, str], None] = {}
+        for _ in range(4 * count if possible else 0):
+            one = possible[rng.integers(len(possible))]
+            other = by_prompt[one.prompt][rng.integers(len(by_prompt[one.prompt]))]
+            if len(pairs) < count and one.text != other.text:
+                pairs[(one.id, other.id) if rng.random() < 0.5 else (other.id, one.id)] = None
+        return list(pairs)
 
     def _rated(self) -> list[Comparison]:
         """Comparisons that automatic checks did not make."""
         return [comparison for comparison in self.store.comparisons() if comparison.source != "auto"]
 
     def _comparisons_of(self, items: list[Item]) -> list[Comparison]:
+        """Those in which a sample of the round takes part."""
         own = {item.id for item in items}
-        return [comparison for comparison in self.store.comparisons() if own.issuperset(comparison.items)]
+        return [comparison for comparison in self.store.comparisons() if not own.isdisjoint(comparison.items)]
 
     def _rated_of(self, items: list[Item]) -> list[Comparison]:
         return [comparison for comparison in self._comparisons_of(items) if comparison.source != "auto"]
