@@ -65,7 +65,8 @@ article p { margin: 0 0 .3rem; color: var(--muted); font-size: .8rem; } article 
 .text span, .text i { color: var(--muted); }
 .game { font-family: ui-monospace, monospace; font-size: .8rem; } .won { color: var(--series-3); }
 .wide { overflow-x: auto; } .evaluation th, .evaluation td { text-align: right; vertical-align: top; white-space: nowrap; }
-.evaluation th:first-child, .evaluation td:first-child { text-align: left; } .evaluation th { color: var(--muted); }
+.evaluation th:first-child, .evaluation td:first-child { text-align: left; } .evaluation th { color: var(--muted);
+  white-space: normal; }
 .evaluation small { display: block; color: var(--muted); }
 .notes p { margin: .2rem 0; color: var(--muted); font-size: .85rem; }
 table { border-collapse: collapse; width: 100%; max-width: 44rem; font-variant-numeric: tabular-nums; }

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ class Stages:
         scores = dict(zip([i.id for i in items], rule_scores(items, rater.rule, rater.per_word).tolist(), strict=True))
         missing = wanted - len(self._rated_of(items))
         if missing > 0:
-            pairs = self._pairs(items, missing, round_)
+            pairs = self._pairs(items, missing, round_, self._comparisons_of(items))
             across = {item for pair in pairs for item in pair} - scores.keys()
             earlier = [item for item in self.store.items().values() if item.id in across]
             if earlier:
@@ -227,14 +227,15 @@ class Stages:
                 told = True
             time.sleep(_POLL_S)
 
-    def _pairs(self, items: list[Item], count: int, round_: Round) -> list[tuple[str, str]]:
+    def _pairs(
+        self, items: list[Item], count: int, round_: Round, asked: Sequence[Comparison] = ()
+    ) -> list[tuple[str, str]]:
         """Pairs of the round's samples, and a share of `loop.bridges` between them and earlier ones."""
         seed, new = self._seed(round_), {item.id for item in items}
         earlier = [item for item in self.store.items().values() if (item.iteration or 0) < round_.number]
         rng = np.random.default_rng([seed, 0xB21D])
         bridges = round(self.loop.bridges * count) if earlier else 0
         across = self._across(items, [item for item in earlier if item.id not in new], bridges, rng)
-        asked = self._comparisons_of(items)
         within = propose(
             items, asked, self.store.skips(), self.config.pairing, self.config.ranking, count - len(across), seed
         )

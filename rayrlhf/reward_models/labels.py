@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ class LabelledData:
 
     training: ExampleTable
     held_out: ExampleTable
+    judged: ExampleTable  # comparisons, as `_comparisons` takes them, of items of held-out labels alone
     dropped: Mapping[str, int]  # why labels were left out -> how many
     tokens_dropped: int  # tokens of items that are longer than the model's context
 
@@ -82,7 +83,18 @@ def labelled_data(
         for (ids, e), part in zip(labels, parts, strict=True)
     ]
     table = ExampleTable(tuple(sequences), tuple(examples))
-    return LabelledData(table.subset(training), table.subset(held_out), dict(dropped), cut)
+    unseen = table.subset(held_out)
+    judged = unseen
+    if config.objective != "comparison":
+        known = {row for example in unseen.examples for row in example.rows}
+        whole = config.model_copy(update={"objective": "comparison", "automatic_share": 1.0})
+        compared = [
+            replace(example, rows=tuple(rows[i] for i in ids))
+            for ids, example in _comparisons(comparisons, whole, items, Counter())
+            if all(rows.get(i) in known for i in ids)
+        ]
+        judged = ExampleTable(table.sequences, tuple(compared))
+    return LabelledData(table.subset(training), unseen, judged, dict(dropped), cut)
 
 
 _Label = tuple[tuple[str, ...], Example]

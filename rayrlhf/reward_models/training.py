@@ -48,7 +48,7 @@ from rayrlhf.supervised import SupervisedSettings
 from rayrlhf.supervised_run import supervised_run
 
 EVALUATION, PLOT = "evaluation.json", "evaluation.png"  # files of the finished folder
-_SAMPLES, _SOURCES = "samples.npz", "sources.json"  # files of the work folder
+_SAMPLES, _JUDGED, _SOURCES = "samples.npz", "judged.npz", "sources.json"  # files of the work folder
 
 Show = Callable[[str], None]
 
@@ -155,7 +155,8 @@ def _prepare(
     _set_tie(network, data.training, config)
     data.training.save(work / TRAINING)
     data.held_out.save(work / HELD_OUT)
-    (work / _SOURCES).write_text(json.dumps([example.source for example in data.held_out.examples]))
+    data.judged.save(work / _JUDGED)
+    (work / _SOURCES).write_text(json.dumps([example.source for example in data.judged.examples]))
     (work / CONFIG).write_text(config.model_dump_json())
     start = work / "start"
     write_start(
@@ -229,41 +230,46 @@ def _finish(model: Path, work: Path, config: RewardModelConfig, show: Show) -> M
         f"the reference's {len(samples)} samples scored {trained.mean:.3f} with deviation {trained.std:.3f}; gain and bias "
         f"make it {reached.mean:.3f} and {reached.std:.3f}"
     )
-    held_out = ExampleTable.load(work / HELD_OUT)
-    if not len(held_out):
-        return {}
-    sources = json.loads((work / _SOURCES).read_text())
     # the labels speak of log odds, which the normalised scores are no longer on
-    evaluation = _judge(network, held_out, sources, config, trained.std, model, show)
-    (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
-    return {"evaluation": evaluation}
+    told = _judge_numbers(network, ExampleTable.load(work / HELD_OUT), config, show)
+    judged = ExampleTable.load(work / _JUDGED)
+    if len(judged):
+        sources = json.loads((work / _SOURCES).read_text())
+        told |= _judge_comparisons(network, judged, sources, trained.std, model / PLOT, show)
+    if told:
+        (model / EVALUATION).write_text(json.dumps(told, indent=1))
+    return {"evaluation": told} if told else {}
 
 
-def _judge(
-    network: RewardNetwork,
-    table: ExampleTable,
-    sources: list[str],
-    config: RewardModelConfig,
-    log_odds: float,
-    folder: Path,
-    show: Show,
+def _judge_numbers(
+    network: RewardNetwork, table: ExampleTable, config: RewardModelConfig, show: Show
 ) -> dict[str, Any]:
+    """Correlation with held-out labels that are numbers (SPEC LMHP-3)."""
+    if config.objective == "comparison" or not len(table):
+        return {}
+    scores = score_sequences(network, table.sequences)
+    own = scores[[example.rows[-1] for example in table.examples]]
+    if config.objective == "difference":
+        own = own - scores[[example.rows[0] for example in table.examples]]
+    values = np.array([example.value for example in table.examples])
+    correlation = pearson(own, values)
+    show(f"held out: correlation of scores and {len(values)} labels {correlation:.3f}")
+    return {
+        "pearson": None if math.isnan(correlation) else correlation,
+        "labels": len(values),
+        "label_mean": float(values.mean()),
+        "label_variance": float(values.var()),
+    }
+
+
+def _judge_comparisons(
+    network: RewardNetwork, table: ExampleTable, sources: list[str], log_odds: float, picture: Path, show: Show
+) -> dict[str, Any]:
+    """Accuracy by source, calibration and margins (SPEC LMHP-14). log_odds: of a unit of the normalised scores."""
     scores = score_sequences(network, table.sequences) * log_odds
     examples = [replace(example, source=source) for example, source in zip(table.examples, sources, strict=True)]
-    if config.objective != "comparison":
-        rows = [example.rows[-1] for example in examples]
-        own = scores[rows] - (scores[[e.rows[0] for e in examples]] if config.objective == "difference" else 0)
-        values = np.array([example.value for example in examples])
-        correlation = pearson(own, values)
-        show(f"held out: correlation of scores and {len(values)} labels {correlation:.3f}")
-        return {
-            "pearson": None if math.isnan(correlation) else correlation,
-            "labels": len(values),
-            "label_mean": float(values.mean()),
-            "label_variance": float(values.var()),
-        }
     evaluation = evaluate_comparisons(examples, scores)
-    plot_evaluation(evaluation, folder / PLOT)
+    plot_evaluation(evaluation, picture)
     low, high = evaluation.accuracy.interval
     show(
         f"held out: right in {evaluation.accuracy.share:.1%} of {evaluation.accuracy.of} decisive comparisons "
