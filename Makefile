@@ -27,7 +27,7 @@ train: setup  ## the main job: a small language model learns to alliterate
 	@"$(VENV)/bin/rayrlhf" train $(ARGS)
 
 test: setup  ## the tests, but for those that take minutes each
-	@"$(VENV)/bin/python" -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile $(TESTS) $(ARGS)
+	@"$(VENV)/bin/python" -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
 
 test-slow: setup  ## the tests that take minutes each
 	@"$(VENV)/bin/python" -m pytest -m slow $(TESTS) $(ARGS)

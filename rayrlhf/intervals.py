@@ -48,7 +48,8 @@ def wilson(share: float, trials: float) -> tuple[float, float]:
     centre = share + z * z / (2 * trials)
     spread = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    return max(0.0, float((centre - spread) / scale)), min(1.0, float((centre + spread) / scale))
+    low, high = float((centre - spread) / scale), float((centre + spread) / scale)
+    return 0.0 if share == 0 else low, 1.0 if share == 1 else high  # where the formula is exact and its rounding is not
 
 
 def mean(games: Sequence[Sequence[float]], seed: int = 0) -> Estimate:

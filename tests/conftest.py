@@ -21,6 +21,18 @@ signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job ignores it, and so would all we start
 
+LONGEST_FILES = (
+    "test_readme", "test_training", "test_supervised", "test_game_training", "test_worker", "test_sweep", "test_loop",
+    "test_reward_model_training", "test_gwern_labels", "test_rating_browser", "test_learner", "test_ppo_learner",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: they are dealt out whole, and one that comes last would run alone."""
+    rank = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))  # stable: all else stays in its order
+
+
 CORPUS = [
     "Once upon a time a small cat sat on a soft mat and sang a silly song.",
     "Tim took the tall tree to town, and the town thanked Tim.",

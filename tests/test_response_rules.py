@@ -385,6 +385,7 @@ def test_a_run_records_the_penalty_beside_the_parts(run: Path) -> None:
         assert row["reward/missing_stop"] == pytest.approx(sum(own) / 6)
 
 
+@pytest.mark.slow
 def test_the_same_again_resumed_replayed_and_generated(
     run: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

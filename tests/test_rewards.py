@@ -305,8 +305,9 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_command_list() -> None:
     code, output = run("list")
     assert code == 0
-    assert [line.split()[0] for line in output.splitlines()[1:9]] == [
-        "alliteration", "game_score", "invalid_action", "length", "letter_count", "living", "starts_with_a", "win_lose",
+    assert [line.split()[0] for line in output.splitlines()[1:10]] == [
+        "alliteration", "game_score", "invalid_action", "length", "letter_count", "living", "reward_model",
+        "starts_with_a", "win_lose",
     ]  # fmt: skip
     assert "built-in" in output
 

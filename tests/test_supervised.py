@@ -286,6 +286,7 @@ def test_zero_3_on_two_workers_equals_a_plain_loop(sharded: Path, expected: dict
     assert summary["validation_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path, sharded: Path) -> None:
     """SIGKILL of rank 0 in the middle of a stretch: the run resumes from its checkpoint and ends with the same bits."""
     progress = work_folder(tmp_path / "out") / "progress.jsonl"

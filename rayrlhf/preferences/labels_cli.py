@@ -68,7 +68,9 @@ def import_labels(
 def export_labels(
     project: Annotated[Path, typer.Argument(help="Folder of the project.")],
     file: Annotated[Path, typer.Argument(help="File to write; it must not exist yet.")],
-    format: Annotated[str, typer.Option("--format", help="native, openai_json, trl, anthropic_hh or summarize.")],
+    format: Annotated[
+        str, typer.Option("--format", help="native, openai_json, trl, anthropic_hh or summarize.")
+    ] = "native",
     tokenizer: Annotated[
         str | None, typer.Option(help="openai_json: model whose tokenizer makes ids of texts that have none.")
     ] = None,
