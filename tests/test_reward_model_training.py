@@ -28,7 +28,7 @@ from rayrlhf.reward_models.scoring import RewardScorer
 from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.tasks import sample_task
 from rayrlhf.reward_models.text_format import TextFormat
-from rayrlhf.reward_models.training import TrainingLabels, make_reward_model
+from rayrlhf.reward_models.training import SAMPLES_SEED, TrainingLabels, make_reward_model
 from rayrlhf.stories import generate_stories
 from rayrlhf.supervised import SupervisedSettings
 
@@ -91,7 +91,7 @@ def plain_loop(settings: RewardModelConfig) -> np.ndarray:
     data = data_of(settings)
     network = new_reward_network(resolve_model(TASK.model.path), tokenizer, settings.seed).eval()
     scorer = RewardScorer(network, tokenizer, text_format)
-    samples = [scorer.encode(t, vocabulary) for t in sample_task(TASK, TASK.model, 24, settings.seed)]
+    samples = [scorer.encode(t, vocabulary) for t in sample_task(TASK, TASK.model, 24, SAMPLES_SEED + settings.seed)]
     normalise(network, samples)
     ties = sum(example.best == -1 for example in data.training.examples)
     share = (ties + 0.5) / (len(data.training) + 1)

@@ -48,7 +48,7 @@ class RewardModelConfig(Section):
     """Only the last so many comparisons count (SPEC GWERN-14: 3000); null: all."""
     automatic_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Most of the training labels that automatic checks may have given (SPEC GWERN-8); 0: none of them."""
-    normalisation_samples: Annotated[int, Field(ge=2)] = 2048
+    normalisation_samples: Annotated[int, Field(ge=2)] = 3072
     """Responses of the reference model behind gain and bias, before and after training (SPEC LMHP-12, LMHP-13; 256 there,
     which leave the mean uncertain by 0.06 deviations)."""
     workers: PositiveInt = 1

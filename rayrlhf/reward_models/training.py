@@ -47,6 +47,9 @@ from rayrlhf.reward_models.text_format import TextFormat
 from rayrlhf.supervised import SupervisedSettings
 from rayrlhf.supervised_run import supervised_run
 
+SAMPLES_SEED = 2_000_003
+"""Of the reference's samples: far from the seeds with which texts are drawn to be rated. A model scores texts that it was
+trained on further apart than others, and normalised on them it would score fresh ones with a deviation below 1."""
 EVALUATION, PLOT = "evaluation.json", "evaluation.png"  # files of the finished folder
 _SAMPLES, _JUDGED, _SOURCES = "samples.npz", "judged.npz", "sources.json"  # files of the work folder
 
@@ -209,7 +212,7 @@ def _reference_samples(
         kept = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
         if kept.is_file():
             return _load_samples(kept)
-    trajectories = sample_task(task, task.model, config.normalisation_samples, config.seed)
+    trajectories = sample_task(task, task.model, config.normalisation_samples, SAMPLES_SEED + config.seed)
     vocabulary = vocabulary_fingerprint(load_tokenizer(task.model))
     samples = [scorer.encode(trajectory, vocabulary) for trajectory in trajectories]
     if kept is not None:
