@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from rayrlhf.cluster import _sees
+from rayrlhf.cluster import _sees, actor_environment
 from rayrlhf.run_folder import write_probe
 
 PROGRAM = """
@@ -55,3 +56,9 @@ def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path, blind: ray.O
     """The check itself, as each node runs it."""
     assert ray.get(_sees.remote(tmp_path, write_probe(tmp_path)))
     assert not ray.get(blind, timeout=60)
+
+
+def test_actors_run_the_interpreter_that_started_the_run() -> None:
+    """LMHP-29: not whatever `python` is on the PATH, and no count of processes but the config's."""
+    assert shlex.split(actor_environment(2.0)["py_executable"]) == [sys.executable]
+    assert actor_environment(2.0)["env_vars"]["OMP_NUM_THREADS"] == "2"

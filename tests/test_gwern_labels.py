@@ -40,7 +40,10 @@ def command(*words: object) -> str:
 
 
 def test_gwerns_labels_go_all_the_way(ray_cluster: None, tmp_path: Path, gpt2: Path) -> None:
-    """LMHP-1, LMHP-4, LMHP-7, GWERN-7, GWERN-17: queries of 2 ids, samples of 256, `broken`, ties as two records."""
+    """LMHP-1, LMHP-4, LMHP-7, GWERN-7, GWERN-17: queries of 2 ids, samples of 256, `broken`, ties as two records.
+
+    LMHP-28: plain local paths from end to end, no account and no network.
+    """
     project, model, out = tmp_path / "project", tmp_path / "model", tmp_path / "out.json"
     command("labels", "import", LABELS, project, "--tokenizer", gpt2, "--pad-id", 27)
     command("labels", "check", project, "--tokenizer", gpt2)
