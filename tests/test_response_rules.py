@@ -408,7 +408,7 @@ def test_the_same_again_resumed_replayed_and_generated(
     assert sum(text.endswith("n") for text in texts) >= 5
 
 
-@pytest.mark.parametrize("baseline", [12, 0])
+@pytest.mark.parametrize("baseline", [12, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_run_that_would_penalise_most_episodes_does_not_start(
     tiny_model: Path, tmp_path: Path, ray_cluster: None, baseline: int
 ) -> None:

@@ -345,6 +345,7 @@ def test_a_killed_driver_is_resumed(tmp_path: Path, sharded: Path) -> None:
     assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
 
 
+@pytest.mark.slow
 def test_training_continues_from_a_model(ray_cluster: None, tmp_path: Path, tiny_model: Path) -> None:
     """`--model`: trains on from it, at ZeRO stage 0, on text of one's own."""
     text = tmp_path / "text.txt"

@@ -138,6 +138,7 @@ PLAYED: list[int] = []
 REBUILDS: list[int] = []
 
 
+@pytest.mark.slow
 def test_killed_worker_and_killed_rank_change_nothing(
     tiny_model: Path, storage: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
