@@ -39,7 +39,8 @@ SMALL_OPTIONS = {
     "--block-size 64 --batch-blocks 4",
     "rayrlhf generate": "-n 2 --max-new-tokens 8",
     "rayrlhf loop": "rounds=1 prompts_per_round=4 completions=3 comparisons_per_round=10 evaluation_samples=8 "
-    "reward_model.normalisation_samples=16 reward_model.epochs=1 reward_model.workers=1 task.overrides=[rollout.max_new_tokens=16] "
+    "reward_model.normalisation_samples=16 reward_model.epochs=1 reward_model.workers=1 "
+    "task.overrides=[rollout.max_new_tokens=16] "
     "'optimise=[iterations=1, baseline_episodes=8, rollout.workers=1, learner.ranks=1, rollout.group_size=4, "
     "rollout.groups_per_iteration=2]'",
     "rayrlhf reward-model": "normalisation_samples=16 epochs=1 workers=1 task.overrides=[rollout.max_new_tokens=16]",
