@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
@@ -155,16 +154,14 @@ def test_a_table_of_labels_goes_through_its_file(tmp_path: object) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(loaded.sequences, sequences, strict=True))
 
 
-@pytest.mark.parametrize(("workers", "forward"), list(product((1, 2), (1, 2, 4))))
+@pytest.mark.parametrize(("workers", "forward"), [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)])
 def test_a_steps_loss_is_the_weighted_mean_however_it_is_dealt(workers: int, forward: int) -> None:
     """LMHP-6: the shares of all workers and forward passes add up to the mean over the step's own examples."""
     from rayrlhf.reward_models.module import step_shares
 
     weights = np.array([1.0, 2.0, 0.5, 1.0, 3.0])
     step = np.array([3, 0, 4, -1])
-    scale = workers * (4 // workers // forward) if 4 // workers >= forward else None
-    if scale is None:
-        pytest.skip("a forward pass is no larger than a worker's share")
+    scale = workers * (4 // workers // forward)
     shares = [step_shares(step, weights, workers, scale, rank) for rank in range(workers)]
     dealt = [pair for share in shares for pair in share]
     losses = {0: 0.7, 1: 9.0, 2: 9.0, 3: 0.2, 4: 1.1, -1: 5.0}
