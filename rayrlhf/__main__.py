@@ -20,7 +20,9 @@ def main() -> None:
 
         app(prog_name="rayrlhf")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from rayrlhf.files import printable
+
+        print(f"error: {printable(str(error))}", file=sys.stderr)  # it may repeat what a stranger wrote
         sys.exit(2)
     except KeyboardInterrupt:
         _say_interrupted()

@@ -10,8 +10,8 @@ from pathlib import Path
 from rayrlhf.detector import Alarm
 from rayrlhf.detector_config import DetectorAction
 from rayrlhf.dumps import KeptBatch, write_dump
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import RunFolderError
+from rayrlhf.files import replace_file
 from rayrlhf.json_lines import line, open_append, rows
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import Weights

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayrlhf.durable import replace_file, sync_folder
 from rayrlhf.errors import CheckpointError
+from rayrlhf.files import replace_file, sync_folder
 
 FORMAT = 1  # of the manifest; raised when an older reader could not read a newer checkpoint
 MANIFEST = "manifest.json"

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rayrlhf.durable import sync_folder
 from rayrlhf.errors import CheckpointError
+from rayrlhf.files import sync_folder
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory, Turn, Weights
 
 BATCH, CONFIG, EPISODES, WEIGHTS = "batch.json", "config.yaml", "episodes.safetensors", "weights.safetensors"

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import RunFolderError
+from rayrlhf.files import replace_file
 from rayrlhf.intervals import Estimate, mean, won_share
 from rayrlhf.types import GameState, Trajectory
 

@@ -17,8 +17,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import NotFiniteError, RunFolderError
+from rayrlhf.files import replace_file
 from rayrlhf.json_lines import line, open_append, rows
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import GameState, Trajectory

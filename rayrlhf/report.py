@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rayrlhf.charts import Series, line_chart
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import RunFolderError
 from rayrlhf.evaluation_results import read_evaluation
+from rayrlhf.files import replace_file
 from rayrlhf.game_report import evaluation_table, transcript
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, read_metrics
 from rayrlhf.report_alarms import alarm_table, alarms_of

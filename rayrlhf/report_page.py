@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from html import escape
+
+from rayrlhf.files import printable
 
 
 def page(title: str, body: str) -> str:
@@ -12,9 +13,8 @@ def page(title: str, body: str) -> str:
 
 
 def text(shown: str) -> str:
-    """Hostile text as HTML text: escaped; controls and halves of surrogate pairs, which HTML cannot hold, made visible."""
-    visible = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), shown)
-    return escape(re.sub(r"[\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", visible))
+    """Hostile text as HTML text: escaped, what HTML cannot hold made visible."""
+    return escape(printable(shown))
 
 
 _PAGE = """<!doctype html>

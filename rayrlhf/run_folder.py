@@ -35,8 +35,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rayrlhf.config import RunConfig
-from rayrlhf.durable import replace_file, sync_folder
 from rayrlhf.errors import RunFolderError
+from rayrlhf.files import replace_file, sync_folder
 
 MAY_CHANGE_ON_RESUME = (
     "name",  # the folder may have been renamed

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rayrlhf.durable import replace_file
+from rayrlhf.files import replace_file
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, iter_samples, read_metrics
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.text_statistics import distinct_n

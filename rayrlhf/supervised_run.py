@@ -21,8 +21,8 @@ from typing import Any
 
 import ray
 
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, RunFolderError, UserError
+from rayrlhf.files import replace_file
 from rayrlhf.supervised import FAULT, MODEL, PROGRESS, Build, SupervisedSettings, as_config, train_on_worker
 
 SUMMARY = "training.json"

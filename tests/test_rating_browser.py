@@ -14,8 +14,9 @@ import pytest
 from fastapi import FastAPI
 from rating_parts import session_of, store_of, xss_payloads
 
+from rayrlhf.files import printable
 from rayrlhf.preferences.page import create_app, listen, new_token, serve
-from rayrlhf.preferences.presenters import load_presenter, visible
+from rayrlhf.preferences.presenters import load_presenter
 from rayrlhf.preferences.rating_session import RatingSession
 from rayrlhf.preferences.records import Item
 from rayrlhf.preferences.store import RatingStore
@@ -231,8 +232,8 @@ def test_payloads_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) -> N
             name = page.text_content(".who span")
         plain = plain or tags
         assert tags == plain
-        assert sorted(shown) == sorted(visible(text) for text in [payload, *texts])
-        assert name == visible(payload)
+        assert sorted(shown) == sorted(printable(text) for text in [payload, *texts])
+        assert name == printable(payload)
 
 
 def test_documents_are_shown_and_run_nothing(browser: Browser, tmp_path: Path) -> None:

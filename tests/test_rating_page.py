@@ -17,10 +17,11 @@ from fastapi.testclient import TestClient
 from rating_parts import Skeleton, session_of, store_of, xss_payloads
 
 from rayrlhf.errors import PreferenceError
+from rayrlhf.files import printable
 from rayrlhf.preferences.check_config import ChecksConfig
 from rayrlhf.preferences.page import create_app, new_token
 from rayrlhf.preferences.page_guard import allowed_hosts
-from rayrlhf.preferences.presenters import load_presenter, visible
+from rayrlhf.preferences.presenters import load_presenter
 from rayrlhf.preferences.rate_cli import check_host
 from rayrlhf.preferences.rating_session import RatingSession, rater_name
 from rayrlhf.preferences.records import Comparison, Item, Skip
@@ -301,9 +302,9 @@ def test_payloads_leave_the_structure_of_the_page_as_it_is(tmp_path: Path) -> No
         assert page.tags == pages[0].tags
         name = rater_name(rater.encode("utf-8", "replace").decode())
         assert name is not None
-        assert visible(name) in page.all_text
-        assert page.texts[0] == visible(prompt)
-        assert sorted(page.texts[1:]) == sorted([visible(one), visible(other)])
+        assert printable(name) in page.all_text
+        assert page.texts[0] == printable(prompt)
+        assert sorted(page.texts[1:]) == sorted([printable(one), printable(other)])
 
 
 def sound_project(folder: Path, sounds: Sequence[object]) -> RatingStore:
@@ -391,10 +392,10 @@ def test_a_presenter_of_the_users_returns_blocks(tmp_path: Path, monkeypatch: py
 
 
 def test_visible_makes_what_cannot_be_seen_visible() -> None:
-    assert visible("a\tb\nc\r\nd\re") == "a\tb\nc\nd\N{SYMBOL FOR CARRIAGE RETURN}e"
-    assert visible("\x1b[31m\x00") == "\N{SYMBOL FOR ESCAPE}[31m\N{SYMBOL FOR NULL}"
-    assert visible("\ud800\u202e\x9b") == "\ufffd\ufffd\ufffd"
-    assert visible("𝄞 ü 日本") == "𝄞 ü 日本"
+    assert printable("a\tb\nc\r\nd\re") == "a\tb\nc\nd\N{SYMBOL FOR CARRIAGE RETURN}e"
+    assert printable("\x1b[31m\x00") == "\N{SYMBOL FOR ESCAPE}[31m\N{SYMBOL FOR NULL}"
+    assert printable("\ud800\u202e\x9b") == "\ufffd\ufffd\ufffd"
+    assert printable("𝄞 ü 日本") == "𝄞 ü 日本"
 
 
 def test_the_command_serves_the_page_and_stops_after_the_last_pair(tmp_path: Path) -> None:

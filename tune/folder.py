@@ -27,8 +27,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rayrlhf.config_loading import dump_config, load_config
-from rayrlhf.durable import replace_file, sync_folder
 from rayrlhf.errors import RunFolderError
+from rayrlhf.files import replace_file, sync_folder
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.sweep_config import SweepConfig
 

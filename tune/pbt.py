@@ -22,8 +22,8 @@ from ray.tune.schedulers import PopulationBasedTraining
 from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import CheckpointError, ConfigError
+from rayrlhf.files import replace_file
 from rayrlhf.tune.folder import SweepFolder
 from rayrlhf.tune.plan import TrialMaker
 from rayrlhf.tune.space import Dimension, Range

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from rayrlhf.cluster import check_shared_storage, ray_cluster
 from rayrlhf.config_loading import dump_config
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import ConfigError, LearnerError
+from rayrlhf.files import replace_file
 from rayrlhf.gang import gang_bundles
 from rayrlhf.tune import pbt
 from rayrlhf.tune.capacity import check_gangs_fit, logical_cpus, own_cluster_cores, side_by_side

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from rayrlhf.durable import replace_file
+from rayrlhf.files import replace_file
 from rayrlhf.report_page import page, text
 from rayrlhf.tune.colour_scale import ColourScale, colour_scale
 from rayrlhf.tune.equal_reward import EqualReward, Price, equal_reward

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import UserError
+from rayrlhf.files import replace_file
 from rayrlhf.types import Split
 
 SCHEMA = 1  # of the lines; raised when an older reader could not read a newer transcript

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import PreferenceError
+from rayrlhf.files import replace_file
 from rayrlhf.intervals import Estimate
 from rayrlhf.preferences.compare_config import CompareConfig
 from rayrlhf.preferences.compare_samples import Samples, check_settings, paired

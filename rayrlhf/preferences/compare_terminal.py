@@ -10,8 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from rayrlhf.files import printable
 from rayrlhf.preferences.compare import BlindComparison, ShownPair
-from rayrlhf.preferences.presenters import visible
 from rayrlhf.preferences.records import Best
 from rayrlhf.preferences.terminal_keys import END, Keys
 
@@ -29,7 +29,7 @@ def judge_at_terminal(comparison: BlindComparison, rater: str, console: Console,
         _show(console, pair, f"pair {judged + 1} of {len(comparison.pairs)}")
         start = time.monotonic()
         while (key := keys.read(partial(_seconds_left, start + SECONDS))) not in (END, "x", "u", *_VERDICTS):
-            console.print(Text(f"{visible(key)!r} is no key here: {_KEYS}"))
+            console.print(Text(f"{printable(key)!r} is no key here: {_KEYS}"))
         if key in (END, "x"):
             return
         if key == "u":
@@ -48,12 +48,12 @@ def _seconds_left(end: float) -> float:
 def _show(console: Console, pair: ShownPair, title: str) -> None:
     """The prompt once, and the two texts beside or under each other."""
     first, second = (
-        Panel(Text(visible(item.text)), title=str(number), title_align="left")
+        Panel(Text(printable(item.text)), title=str(number), title_align="left")
         for number, item in enumerate(pair.items, start=1)
     )
     console.rule(title)
     if pair.items[0].prompt:
-        console.print(Text(visible(pair.items[0].prompt), style="dim"))
+        console.print(Text(printable(pair.items[0].prompt), style="dim"))
     if console.width >= _SIDE_BY_SIDE:
         beside = Table.grid(expand=True)
         beside.add_column(ratio=1)

@@ -76,8 +76,8 @@ def export_labels(
     ] = None,
 ) -> None:
     """Write a project's labels to a file, and say what its format cannot hold."""
-    from rayrlhf.durable import replace_file
     from rayrlhf.errors import PreferenceError
+    from rayrlhf.files import replace_file
     from rayrlhf.preferences.formats.content import Content
     from rayrlhf.preferences.formats.registry import FORMATS, WRITABLE, encode
     from rayrlhf.preferences.label_text import export_lines

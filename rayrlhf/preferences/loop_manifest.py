@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import PreferenceError
+from rayrlhf.files import replace_file
 
 Stage = Literal["sample", "check", "rate", "rank", "reward_model", "optimise", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

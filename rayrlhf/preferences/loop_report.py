@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.charts import Series, line_chart
-from rayrlhf.durable import replace_file
+from rayrlhf.files import replace_file
 from rayrlhf.preferences.auto_rating import cap_automatic, source_shares
 from rayrlhf.preferences.loop_manifest import Round, begun_rounds
 from rayrlhf.preferences.project import ProjectConfig

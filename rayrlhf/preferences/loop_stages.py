@@ -14,7 +14,7 @@ import numpy as np
 
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.config_loading import load_config
-from rayrlhf.durable import replace_file
+from rayrlhf.files import replace_file
 from rayrlhf.policy import load_tokenizer, vocabulary_fingerprint
 from rayrlhf.preferences.auto_rating import auto_comparison
 from rayrlhf.preferences.checks import load_checks

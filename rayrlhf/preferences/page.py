@@ -17,8 +17,9 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from rayrlhf.errors import PreferenceError, UserError
+from rayrlhf.files import printable
 from rayrlhf.preferences.page_guard import FRAME_HEADERS, PageGuard, allowed_hosts
-from rayrlhf.preferences.presenters import AUDIO_TYPES, Audio, Html, Presenter, visible
+from rayrlhf.preferences.presenters import AUDIO_TYPES, Audio, Html, Presenter
 from rayrlhf.preferences.rating_session import LONGEST_NAME, VERDICTS, RatingSession, is_verdict, rater_name
 
 _LARGEST_FORM = 1 << 16  # bytes
@@ -62,7 +63,7 @@ def _renderer(**shared: object) -> Render:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"),
         autoescape=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,  # whatever a template writes
+        finalize=lambda value: printable(value) if type(value) is str else value,  # whatever a template writes
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -6,7 +6,6 @@ wrote is run or gets into the page as markup.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,19 +92,6 @@ def load_presenter(name: str, project: Path) -> Presenter:
         )
 
     return presenter
-
-
-def visible(text: str) -> str:
-    """The text for display: controls, halves of surrogate pairs and marks that turn the writing direction made visible.
-
-    Line breaks and tabs stay. No escape sequence gets to a terminal like that.
-    """
-    shown = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), text.replace("\r\n", "\n"))
-    return _NOT_SHOWN.sub("\N{REPLACEMENT CHARACTER}", shown)
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
-_NOT_SHOWN = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def _audio(item: Item) -> Block | Unshowable:

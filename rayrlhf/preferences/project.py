@@ -15,8 +15,8 @@ from pathlib import Path
 from rayrlhf.config_draft import Draft
 from rayrlhf.config_loading import checked
 from rayrlhf.config_section import Section
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import PreferenceError
+from rayrlhf.files import replace_file
 from rayrlhf.preferences.check_config import ChecksConfig
 from rayrlhf.preferences.loop_config import LoopConfig
 from rayrlhf.preferences.pairing_config import PairingConfig

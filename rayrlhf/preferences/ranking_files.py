@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rayrlhf.durable import replace_file
+from rayrlhf.files import replace_file
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.ranking_plot import ranking_png
 from rayrlhf.preferences.records import Item

@@ -9,7 +9,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rayrlhf.preferences.presenters import Audio, Block, Html, Presenter, Unshowable, visible
+from rayrlhf.files import printable
+from rayrlhf.preferences.presenters import Audio, Block, Html, Presenter, Unshowable
 from rayrlhf.preferences.rating_session import Progress, RatingSession, Ticket, is_verdict
 from rayrlhf.preferences.terminal_keys import END, ENTER, Keys
 from rayrlhf.preferences.text_command import run_on
@@ -76,7 +77,7 @@ class TerminalRating:
             elif is_verdict(verdict := "s" if key == ENTER else key):
                 return self._session.judge(self._rater, ticket.id, verdict)
             else:
-                self._say(_HELP if key == "?" else f"{visible(key)!r} is no key here; ? shows them")
+                self._say(_HELP if key == "?" else f"{printable(key)!r} is no key here; ? shows them")
 
     def _auto_rate(self) -> None:
         decided, left = self._session.auto_rate(self._session.pairs_left())
@@ -89,11 +90,11 @@ class TerminalRating:
         self._console.rule(Text(f"{_counted(progress)}: items {places}", style="dim"))
         if first.prompt and first.prompt == second.prompt:
             self._console.print(
-                Panel(Text(visible(first.prompt), style="dim"), title="both go on from", title_align="left")
+                Panel(Text(printable(first.prompt), style="dim"), title="both go on from", title_align="left")
             )
         panels = []
         for number, item in enumerate(ticket.items, start=1):
-            text = Text(visible(item.prompt), style="dim") if first.prompt != second.prompt else Text()
+            text = Text(printable(item.prompt), style="dim") if first.prompt != second.prompt else Text()
             text.append(_as_text(self._presenter(item)), style="default")
             panels.append(Panel(text, title=str(number), title_align="left"))
         if self._console.width >= _SIDE_BY_SIDE:
@@ -121,7 +122,7 @@ class TerminalRating:
                 self._say(f"the player ended with status {ran.status}")
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(visible(text)))
+        self._console.print(Text(printable(text)))
 
 
 def summary(progress: Progress) -> str:
@@ -143,10 +144,10 @@ def _counted(progress: Progress) -> str:
 
 def _as_text(block: Block | Unshowable) -> str:
     if isinstance(block, Unshowable):
-        return visible(block.reason)
+        return printable(block.reason)
     if isinstance(block, Audio):
-        return f"sound: {visible(block.path.name)}"
-    text = visible(block.source if isinstance(block, Html) else block.text)
+        return f"sound: {printable(block.path.name)}"
+    text = printable(block.source if isinstance(block, Html) else block.text)
     return text if text.strip() else "(nothing written)"
 
 

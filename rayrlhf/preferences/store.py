@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from rayrlhf.durable import sync_folder
 from rayrlhf.errors import PreferenceError
+from rayrlhf.files import sync_folder
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
 from rayrlhf.preferences.schema import (
     APPLICATION_ID,

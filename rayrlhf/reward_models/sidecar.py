@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rayrlhf.durable import replace_file
 from rayrlhf.errors import ModelError
+from rayrlhf.files import replace_file
 from rayrlhf.reward_models.text_format import TextFormat
 
 SIDECAR = "reward_model.json"
