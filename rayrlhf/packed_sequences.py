@@ -142,6 +142,12 @@ def check_minibatches(batch: TrainingBatch) -> None:
             raise _error("minibatch", i, len(batch.minibatches), fault)
 
 
+def unseen_in_first(batch: TrainingBatch) -> list[int]:
+    """The sequences with a policy loss that the first minibatch leaves to later ones, rising."""
+    first, *later = (minibatch.indices for minibatch in batch.minibatches)
+    return [i for i in sorted(set().union(*later) - set(first)) if batch.sequences[i].weights.any()]
+
+
 def _shape_fault(sequence: TrainingSequence, scored: int, names: Sequence[str]) -> str | None:
     for name in names:
         if getattr(sequence, name).shape != (scored,):
