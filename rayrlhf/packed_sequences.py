@@ -173,7 +173,9 @@ def _pack_allowed(
         return _error("training sequence", number, len(sequences), f"{fault} at scored token {token}")
 
     scored = np.diff(tokens.scored_offsets)
-    allowed = [sequence.allowed or AllowedTokens.everything(int(n)) for sequence, n in zip(sequences, scored)]
+    allowed = [
+        sequence.allowed or AllowedTokens.everything(int(n)) for sequence, n in zip(sequences, scored, strict=True)
+    ]
     ids = np.concatenate([one.ids for one in allowed])
     counts = np.concatenate([one.counts for one in allowed])
     owners, places = ragged(counts)
