@@ -230,7 +230,7 @@ class Learner:
         state = "no weight was changed" if not behind else f"{behind} of {of} steps of this update were already taken"
         check_finite(statistics, state)
         if not behind:
-            check_agreement(statistics.tokens + later, self._config, self._bf16)
+            check_agreement(statistics.tokens + later, self._config, self._bf16, self._temperature)
         norms = {name: engine.grad_norm() for name, engine in self._engines.items()}
         check_gradients({self._engines[name].option: norm for name, norm in norms.items()}, state)
         for engine in self._engines.values():
