@@ -43,6 +43,8 @@ MAY_CHANGE_ON_RESUME = (
     "name",  # the folder may have been renamed
     "storage_path",
     "iterations",
+    "schedule",  # what it does to the schedules is said and recorded: run_length.py
+    "schedule_iterations",
     "reward_timeout_s",
     "environment.step_timeout_s",
     "environment.max_retries",
@@ -84,7 +86,7 @@ class RunFolder:
         """
         if parse_config(config_yaml, "config_yaml") != config:
             raise ValueError("config_yaml is not the YAML of config")  # the run could not be resumed later
-        path = _path_of(config)
+        path = path_of(config)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder = cls(aside)
         try:
@@ -116,7 +118,7 @@ class RunFolder:
         Raises RunFolderError where there is no such run, another process writes it, or a setting differs that is not
         in `MAY_CHANGE_ON_RESUME`; the message names each.
         """
-        folder = cls(_path_of(config))
+        folder = cls(path_of(config))
         if not folder.config.is_file():
             raise RunFolderError(
                 f"there is no run {config.name!r} in storage_path {config.storage_path!r} to resume: "
@@ -267,7 +269,8 @@ def remove_probe(storage_path: Path, token: str) -> None:
     (storage_path / f".probe-{token}").unlink(missing_ok=True)
 
 
-def _path_of(config: RunConfig) -> Path:
+def path_of(config: RunConfig) -> Path:
+    """Where the run's folder lies, or is to lie."""
     return Path(config.storage_path).expanduser().absolute() / config.name
 
 

@@ -132,7 +132,7 @@ def learner_settings(config: RunConfig, model: ModelConfig, objective: Objective
         optimizer=config.optimizer,
         learner=config.learner.model_copy(update={"precision": precision_of(config)}),
         temperature=config.rollout.temperature,
-        iterations=config.iterations,
+        iterations=config.schedule_length,
         device=device,
     )
 

@@ -36,6 +36,7 @@ from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_actors import RunRewards
 from rayrlhf.rollout_checks import check_logprobs, check_reference, check_versions
 from rayrlhf.run_folder import RunFolder
+from rayrlhf.run_length import continued
 from rayrlhf.run_parts import (
     check_agent,
     device_of,
@@ -246,11 +247,12 @@ def train(
 
     observer: is told of every iteration and checkpoint. gang: where the actors go; None: wherever there is room.
     """
+    config, told = continued(config) if resume else (config, [])
     environments = environment_settings(config)
     for settings in environments.values():
         check_environment(settings)
     check_agent(config)
-    algorithm = build_algorithm(config.algorithm, config.iterations)
+    algorithm = build_algorithm(config.algorithm, config.schedule_length)
     start = None if config.model.scratch else starting_point(config, config.model)
     schedule = make_schedule(config, "held_out" in environments)
     prepare_environment(environments["train"])
@@ -264,6 +266,8 @@ def train(
             start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
+        for line in told:
+            progress.message(line)
         stack.enter_context(ray_session(config))
         if gang is None:
             check_resources(config)
