@@ -111,7 +111,12 @@ def test_a_run_that_has_learned_nothing_yet_takes_its_new_length(tmp_path: Path)
 
 
 def test_every_setting_that_is_spread_over_the_run_is_known() -> None:
-    ppo = {"name": "ppo", "kl": KL, "kl_loss": {**KL, "estimator": "k3"}, "value": {"kind": "separate", "optimizer": LINEAR}}
+    ppo = {
+        "name": "ppo",
+        "kl": KL,
+        "kl_loss": {**KL, "estimator": "k3"},
+        "value": {"kind": "separate", "optimizer": LINEAR},
+    }
     config = RunConfig.model_validate({"optimizer": LINEAR, "algorithm": ppo})
     assert [one.option for one in spread_over_the_run(config)] == [
         "optimizer.lr", "algorithm.value.optimizer.lr", "algorithm.kl.coef", "algorithm.kl_loss.coef",
