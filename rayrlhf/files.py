@@ -8,13 +8,15 @@ place. `printable` makes any text safe to show.
 from __future__ import annotations
 
 import contextlib
+import csv
 import ctypes
 import errno
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,8 @@ T = TypeVar("T")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _NOT_SHOWN = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # what makes a cell a formula
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 SHOWN = 200  # characters of a stranger's text that a message repeats
 
 
@@ -87,6 +91,23 @@ def typed(kind: type[T], value: Any, place: str, fault: type[UserError]) -> T:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise fault(f"{place}: {printable(field)[:SHOWN]}{': ' if field else ''}{first['msg']}") from error
+
+
+def csv_table(rows: Iterable[Sequence[object]], lineterminator: str = "\n") -> bytes:
+    """A table for spreadsheets, UTF-8; half of a surrogate pair, which that cannot hold, as its escape.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers.
+    """
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator=lineterminator).writerows([[_harmless(cell) for cell in row] for row in rows])
+    return file.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _harmless(cell: object) -> object:
+    """Also where blanks come before the sign, or where it is the full-width one: some programs drop or convert them."""
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}" if cell[:1] in ("\t", "\r", "\n") or cell.lstrip()[:1] in _FORMULA else cell
 
 
 def sync_folder(folder: Path) -> None:
