@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rayrlhf.errors import UserError
+from rayrlhf.files import Damage, json_value
 from rayrlhf.plugin_contract import CheckResult
 
 
@@ -26,8 +27,8 @@ def parsed_parameters(words: Sequence[str], fault: type[UserError], option: str 
         if not equals or not key:
             raise fault(f"{option}{word}: write it as KEY=VALUE, as in {option}letter=e")
         try:
-            parsed[key] = json.loads(value)
-        except json.JSONDecodeError:
+            parsed[key] = json_value(value)
+        except Damage:
             parsed[key] = value
     return parsed
 

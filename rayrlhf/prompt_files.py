@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import PromptError
+from rayrlhf.files import parse_json, read_text
 
 Messages = list[dict[str, Any]]
 """A conversation: `{"role": ..., "content": ...}` in order."""
@@ -61,15 +61,7 @@ def read_folder(folder: Path, field: str) -> Iterator[Row | None]:
 
 def _lines(path: Path) -> Iterable[str]:
     """The lines without their breaks. Only \\n and \\r\\n end one: a prompt may hold any other character."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise PromptError(f"{path}:{line}: not UTF-8 text (byte {raw[error.start]:#04x})") from error
+    text = read_text(path, PromptError)
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -87,10 +79,7 @@ def _jsonl_rows(path: Path, field: str) -> Iterator[Row | None]:
 
 
 def _json_row(line: str, place: str, field: str) -> Row:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"{place}: not JSON: {error}") from error
+    record = parse_json(line, place, PromptError)
     if not isinstance(record, dict):
         raise PromptError(f'{place}: a JSONL row is an object such as {{"{field}": "..."}}, not {line.strip()[:40]}')
     if field not in record:

@@ -21,6 +21,7 @@ from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.dumps import CONFIG, Dump, episode_arrays, read_dump
 from rayrlhf.environments import prepare_environment
 from rayrlhf.errors import CheckpointError
+from rayrlhf.files import read_text
 from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.run_folder import parse_config
@@ -54,7 +55,7 @@ def replay(folder: Path) -> bool:
     Raises CheckpointError where the folder holds no whole batch, or the model it starts from is gone.
     """
     dump = read_dump(folder)
-    config = parse_config((folder / CONFIG).read_text(), str(folder / CONFIG))
+    config = parse_config(read_text(folder / CONFIG, CheckpointError), str(folder / CONFIG))
     trajectories = play_again(dump, config, folder)
     scores: list[EpisodeScore] = []
     if dump.scores:

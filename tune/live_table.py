@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from rayrlhf.files import Damage, Number, json_value, typed_value
 from rayrlhf.progress import duration
 from rayrlhf.tune.folder import SweepFolder, read_ending
 from rayrlhf.tune.plan import Trial
@@ -162,7 +162,10 @@ def last_record(path: Path) -> Mapping[str, float]:
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return {}
-    return json.loads(lines[-1]) if lines else {}
+    try:
+        return typed_value(dict[str, Number], json_value(lines[-1])) if lines else {}
+    except Damage:  # what is wrong with it, the trial's own reader says
+        return {}
 
 
 def _number(value: float | None) -> str:

@@ -21,6 +21,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.config import ModelConfig, RunConfig
+from rayrlhf.errors import ModelError
+from rayrlhf.files import read_record
 from rayrlhf.policy import context_length, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.records import Comparison, Item, Rating
@@ -237,7 +239,7 @@ def _finish(model: Path, work: Path, config: RewardModelConfig, show: Show) -> M
     told = _judge_numbers(network, ExampleTable.load(work / HELD_OUT), config, show)
     judged = ExampleTable.load(work / _JUDGED)
     if len(judged):
-        sources = json.loads((work / _SOURCES).read_text())
+        sources = read_record(work / _SOURCES, list[str], ModelError, "remove the folder to begin anew")
         told |= _judge_comparisons(network, judged, sources, trained.std, model / PLOT, show)
     if told:
         (model / EVALUATION).write_text(json.dumps(told, indent=1))
