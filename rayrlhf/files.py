@@ -182,7 +182,7 @@ def read_record(path: Path, kind: type[T], fault: type[UserError], advice: str, 
     try:
         return typed_value(kind, json_value(raw, finite))
     except Damage as error:
-        raise fault(f"{path} is damaged, or of another version of RayRLHF ({error}): {advice}") from error
+        raise fault(f"{path} is damaged or of another version of RayRLHF ({error}): {advice}") from error
 
 
 def first_fault(error: ValidationError) -> str:

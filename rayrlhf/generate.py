@@ -17,6 +17,7 @@ from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sample_episodes import Sampled, sample_episodes
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.types import EpisodeScore, Trajectory
 
 REWARD_TIMEOUT_S = 60.0
@@ -40,7 +41,7 @@ def generate(
     if rewards:
         with RewardProcess([RewardPart(name=name) for name in rewards], REWARD_TIMEOUT_S) as process:
             scores = process.score(trajectories)
-    show(Console(), trajectories, scores)
+    show(plain_console(), trajectories, scores)
 
 
 def sample(

@@ -45,7 +45,9 @@ def rows(path: Path, kind: type[T] = Row) -> Iterator[tuple[bytes, T]]:  # type:
         try:
             said = typed_value(kind, row)
         except Damage as error:
-            raise _damaged(path, number, error) from error
+            raise RunFolderError(
+                f"{path}:{number} is damaged or of another version of RayRLHF ({error}): mend it from a copy"
+            ) from error
         yield text, said
     if torn is not None:
         warnings.warn(f"{path}: its last line is torn and passed over", stacklevel=2)

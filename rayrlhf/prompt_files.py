@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,16 @@ Messages = list[dict[str, Any]]
 """A conversation: `{"role": ..., "content": ...}` in order."""
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+_TABLE = 'write it as JSONL, a line such as {{"{field}": "..."}} for each prompt, in a file that ends in .jsonl'
+_PACKED = "is compressed, and is not read so: unpack it first, and name the file that was in it"
+_INSTEAD = {
+    ".json": f"one JSON text is not read as prompts: {_TABLE}",
+    ".csv": f"a table of this kind is not read: {_TABLE}",
+    ".tsv": f"a table of this kind is not read: {_TABLE}",
+    ".gz": f"it {_PACKED} (`gunzip {{name}}`)",
+    **dict.fromkeys((".zst", ".bz2", ".xz", ".zip"), f"it {_PACKED}"),
+}
+"""Suffix -> what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +43,12 @@ def read_file(path: Path, field: str) -> Iterator[Row | None]:
     Raises:
         PromptError: the file is missing, unreadable, or a row of it holds no prompt.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise PromptError(f"{path} is a folder: name it as environment.prompts.folder")
-    if not path.exists():
+    if not os.path.exists(path):
         raise PromptError(f"{path}: there is no such file (environment.prompts, from {Path.cwd()})")
-    if path.suffix == ".json":
-        raise PromptError(f"{path}: prompts are read from JSONL, one object a line in a file that ends in .jsonl")
+    if path.suffix in _INSTEAD:
+        raise PromptError(f"{path}: {_INSTEAD[path.suffix].format(name=path.name, field=field)}")
     readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     return readers.get(path.suffix, _text_rows)(path, field)
 
@@ -105,6 +116,9 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Row | None]:
 
 
 def _fields_hint(names: Iterable[str]) -> str:
+    names = list(names)
+    if "messages" in names:
+        return "it has messages: set environment.prompts.field=messages"
     return f"it has {', '.join(names) or 'none'}: say which in environment.prompts.field"
 
 
@@ -119,6 +133,11 @@ def _content(value: Any, place: str, field: str) -> str | Messages:
     if not value:
         raise PromptError(f"{place}: the list of messages is empty; take the row out")
     for message in value:
+        if isinstance(message, dict) and isinstance(message.get("content"), list):
+            raise PromptError(
+                f"{place}: the content of a message is a list of parts: write their text as one, "
+                '{"role": "...", "content": "..."}'
+            )
         texts = isinstance(message, dict) and [message.get("role"), message.get("content")]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise PromptError(f'{place}: a message is {{"role": "...", "content": "..."}}, not {str(message)[:60]}')

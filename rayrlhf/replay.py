@@ -26,6 +26,7 @@ from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.run_folder import parse_config
 from rayrlhf.run_parts import environment_settings, starting_point, worker_settings
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.types import EpisodeScore, Trajectory
 from rayrlhf.worker import RolloutWorker
 
@@ -62,7 +63,7 @@ def replay(folder: Path) -> bool:
         with RewardProcess(config.reward, config.reward_timeout_s) as rewards:
             scores = ResponseScorer(rewards, config.response, config.rollout.max_new_tokens).score(trajectories)
     comparison = compare(dump, trajectories, scores)
-    show(Console(), dump, comparison, trajectories, scores)
+    show(plain_console(), dump, comparison, trajectories, scores)
     return comparison.same
 
 

@@ -5,6 +5,7 @@ Everything that a model, a reward or a config wrote is escaped, and the page's o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -101,7 +102,8 @@ def _planned_iterations(run: RunFolder) -> int | None:
     """From the config; a config of another version costs the report this number alone."""
     try:
         return run.read_config().iterations
-    except RunFolderError:
+    except RunFolderError as error:
+        warnings.warn(f"{error}; the report goes without it", stacklevel=2)
         return None
 
 

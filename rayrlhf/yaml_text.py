@@ -85,7 +85,7 @@ def parse_yaml(text: str, place: str, fault: type[UserError]) -> Any:
     try:
         return load_yaml(text, plain_parser())
     except YamlFault as error:
-        raise fault(f"{place}:{error.line}: {error}") from error
+        raise fault(f"{place} is damaged (line {error.line}: {error})") from error
 
 
 def _check_size(root: Node) -> None:

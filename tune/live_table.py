@@ -16,6 +16,7 @@ from rich.table import Table
 
 from rayrlhf.files import Damage, Number, json_value, typed_value
 from rayrlhf.progress import duration
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.tune.folder import SweepFolder, read_ending
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.space import shown_values
@@ -56,7 +57,7 @@ class LiveTable(tune.Callback):
         self, folder: SweepFolder, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder = folder
-        self._console = console or Console(stderr=True)
+        self._console = console or plain_console(stderr=True)
         self._clock = clock
         self._rows: dict[str, Row] = {}
         self._changes = 0

@@ -165,7 +165,7 @@ def read_sweep(folder: Path) -> SweepResults:
     if not path.is_file():
         raise RunFolderError(f"{folder} is no sweep's folder: it holds no sweep.yaml")
     text = read_text(path, RunFolderError)
-    found = parse_yaml(text, f"{path} is damaged", RunFolderError)
+    found = parse_yaml(text, str(path), RunFolderError)
     told = typed(_Told, found, f"{path} is damaged or of another version of RayRLHF", RunFolderError)
     trials = tuple(_read_trial(folder / "trials", row) for row in planned_rows(folder / "trials.jsonl"))
     return SweepResults(told.name, folder, told.objective, text, trials)

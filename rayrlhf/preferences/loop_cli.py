@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rayrlhf.terminal_output import say
+
 
 def loop(
     project: Annotated[Path, typer.Argument(help="The project's folder; it is made where there is none.")],
@@ -36,4 +38,4 @@ def loop(
         settle_project(project, config)
     sections = ProjectConfig.model_fields
     words = [word if word.split(".")[0] in sections else f"loop.{word}" for word in overrides or []]
-    run_loop(project, load_project_config(project, words), wait=not no_wait, show=typer.echo)
+    run_loop(project, load_project_config(project, words), wait=not no_wait, show=say)

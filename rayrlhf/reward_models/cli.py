@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rayrlhf.terminal_output import say
+
 
 def reward_model(
     project: Annotated[Path, typer.Argument(help="The project's folder, with ratings.sqlite.")],
@@ -35,6 +37,6 @@ def reward_model(
         labels = project_labels(store, config.ranking, config.reward_model)
     request = {"project": str(project.resolve()), "model": task.model.path, **config.model_dump(mode="json")}
     make_reward_model(
-        output, labels, task, config.reward_model, request, resume, typer.echo, kept_samples=project / "reference"
+        output, labels, task, config.reward_model, request, resume, say, kept_samples=project / "reference"
     )
-    typer.echo(f"{output}: use it as `reward={{name: reward_model, path: {output}}}`")
+    say(f"{output}: use it as `reward={{name: reward_model, path: {output}}}`")
