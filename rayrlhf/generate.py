@@ -77,5 +77,5 @@ def show(console: Console, trajectories: list[Trajectory], scores: list[EpisodeS
     if scores is not None:
         for name in scores[0].parts:
             values = np.array([score.parts[name] for score in scores])
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-            console.print(f"{name}: mean {values.mean():.2f} ± {error:.2f} over {len(values)} samples")
+            error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+            console.print(f"{name}: mean {values.mean():.2f}{error} over {len(values)} samples")

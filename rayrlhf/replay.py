@@ -121,10 +121,14 @@ def show(
         console.print(Text(f"{name.replace('logprobs', 'log-probabilities')} of {count} episodes: {verdict}"))
     kls = np.array([episode_kl(trajectory) for trajectory in trajectories])
     for number in np.argsort(-np.nan_to_num(kls, nan=np.inf), kind="stable")[:WORST]:
-        title = f"episode {trajectories[number].index}: KL {kls[number]:.1f} nats"
+        title = f"episode {trajectories[number].index}: {_kl_line(kls[number])}"
         if scores:
             title += f", reward {float(scores[number].total.sum(dtype=np.float64)):.2f}"
         console.print(Panel(Text(trajectories[number].text[:TEXT_SHOWN]), title=title, title_align="left"))
+
+
+def _kl_line(kl: float) -> str:
+    return f"KL {kl:.1f} nats" if np.isfinite(kl) else "KL unknown: a log-probability of it is no finite number"
 
 
 def episode_kl(trajectory: Trajectory) -> float:

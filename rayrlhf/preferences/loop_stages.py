@@ -315,10 +315,11 @@ class Stages:
         return self.loop.seed * 1000 + round_.number
 
 
-def accuracy(scores: np.ndarray, rule: np.ndarray) -> tuple[float, int]:
-    """Share of random untied pairs whose better text by the rule has the higher score, and how many pairs there were."""
+def accuracy(scores: np.ndarray, rule: np.ndarray) -> tuple[float | None, int]:
+    """Share of random untied pairs whose better text by the rule has the higher score (None where all are tied), and how
+    many pairs there were."""
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, len(rule), (2, _JUDGED_PAIRS))
     untied = rule[first] != rule[second]
     better = (scores[first] > scores[second]) == (rule[first] > rule[second])
-    return float(better[untied].mean()), int(untied.sum())
+    return (float(better[untied].mean()) if untied.any() else None), int(untied.sum())
