@@ -26,18 +26,16 @@ import socket
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import replace_file, sync_folder
+from rayrlhf.files import first_fault, read_text, replace_file, sync_folder
+from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (
     "name",  # the folder may have been renamed
@@ -192,7 +190,7 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
-        return parse_config(self.config.read_text(), str(self.config))
+        return parse_config(read_text(self.config, RunFolderError), str(self.config))
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -273,10 +271,13 @@ def _path_of(config: RunConfig) -> Path:
 
 def parse_config(text: str, source: str) -> RunConfig:
     """A resolved config; RunFolderError where `source` is damaged or another version wrote it."""
+    found = parse_yaml(text, source, RunFolderError)
     try:
-        return RunConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(text)), context=RECORD)
-    except (YAMLError, ValidationError) as error:
-        raise RunFolderError(f"{source} is damaged or was written by another version of RayRLHF: {error}") from None
+        return RunConfig.model_validate(found, context=RECORD)
+    except ValidationError as error:
+        raise RunFolderError(
+            f"{source} is damaged or was written by another version of RayRLHF: {first_fault(error)}"
+        ) from None
 
 
 def _differences(before: RunConfig, now: RunConfig) -> list[str]:

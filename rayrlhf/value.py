@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from rayrlhf.algorithm_config import SeparateValueConfig, ValueConfig
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
 from rayrlhf.heads import HeadLinear
+from rayrlhf.files import json_value, read_json, typed
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
 from rayrlhf.policy import resolve_model
@@ -207,12 +210,22 @@ def write_value(folder: Path, config: ValueConfig, trunk: nn.Module, tensors: Ma
     """Writes a value folder. `tensors` are the head's alone where `config` is of a head on the policy's trunk."""
     description: dict[str, Any] = {"kind": config.kind, "head": config.head, "hidden_size": hidden_size(trunk)}
     if config.kind == "separate":
-        description["backbone"] = json.loads(trunk.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
+        description["backbone"] = json_value(trunk.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
     else:
         description["trunk"] = "the policy: load its model folder and hand it to rayrlhf.value.load_value"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), folder / TENSORS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What a value folder says of its network."""
+
+    kind: Literal["separate", "head"]
+    head: HeadKind
+    hidden_size: Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
+    backbone: dict[str, Any] = field(default_factory=dict)
 
 
 def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu") -> ValueNetwork:
@@ -223,16 +236,17 @@ def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        found = read_json(folder / DESCRIPTION, CheckpointError)
+        description = typed(_Description, found, str(folder / DESCRIPTION), CheckpointError)
         tensors = load_file(folder / TENSORS)
-        head = ValueHead(description["hidden_size"], description["head"])
-        if description["kind"] == "head":
+        head = ValueHead(description.hidden_size, description.head)
+        if description.kind == "head":
             if policy is None:
                 raise CheckpointError(f"{folder} holds a head on the policy's trunk: load the policy too")
             network = ValueNetwork(policy.base_model, head)  # type: ignore[arg-type]
             head.load_state_dict(tensors)
         else:
-            config = AutoConfig.for_model(**description["backbone"])
+            config = AutoConfig.for_model(**description.backbone)
             network = ValueNetwork(AutoModel.from_config(config, trust_remote_code=False), head)
             found = network.load_state_dict(tensors, strict=False)  # buffers and tied names are not among the tensors
             unfit = {*found.unexpected_keys, *(dict(network.named_parameters()).keys() & found.missing_keys)}
