@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import sync_folder
+from rayrlhf.files import check_plain, sync_folder
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory, Turn, Weights
 
 BATCH, CONFIG, EPISODES, WEIGHTS = "batch.json", "config.yaml", "episodes.safetensors", "weights.safetensors"
@@ -87,7 +87,9 @@ def write_dump(folder: Path, batch: KeptBatch, weights: Weights, message: str, c
 
 
 def read_dump(folder: Path) -> Dump:
-    """Reads what `write_dump` wrote. Raises CheckpointError where that is missing, damaged or another version's."""
+    """Reads what `write_dump` wrote. Raises CheckpointError where that is missing, damaged or another version's,
+    RunFolderError where it holds links."""
+    check_plain(folder)
     try:
         content = json.loads((folder / BATCH).read_bytes())
         if content["format"] != FORMAT:

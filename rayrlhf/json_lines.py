@@ -6,11 +6,13 @@ A killed process may leave its last line torn: readers pass over it, and the nex
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from rayrlhf.errors import RunFolderError
+from rayrlhf.files import append_to, open_own
 
 
 def line(row: Mapping[str, Any]) -> bytes:
@@ -52,7 +54,7 @@ def open_append(path: Path) -> IO[bytes]:
 
     Unbuffered: a line is one write, there for every reader at once.
     """
-    with open(path, "ab+") as file:
+    with open(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+") as file:
         file.seek(0)
         start = end = 0
         last = b""
@@ -60,4 +62,4 @@ def open_append(path: Path) -> IO[bytes]:
             start, end = end, end + len(last)
         if last and parse(last) is None:
             file.truncate(start)
-    return open(path, "ab", buffering=0)
+    return append_to(path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -28,7 +29,7 @@ from ruamel.yaml.error import YAMLError
 
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import replace_file, sync_folder
+from rayrlhf.files import SHOWN, check_plain, open_own, printable, replace_file, sync_folder
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.sweep_config import SweepConfig
 
@@ -119,6 +120,7 @@ class SweepFolder:
                 f"there is no sweep {config.name!r} in {config.storage_path!r} to resume: start it without --resume, or "
                 "give the name it has with sweep.name=..."
             )
+        check_plain(folder.path)
         folder._take_lock()
         try:
             before, now = folder.read_config().model_dump(mode="json"), config.model_dump(mode="json")
@@ -185,6 +187,8 @@ class SweepFolder:
     def read_trials(self) -> list[Trial]:
         """The trials planned so far, each with the config that it was planned with."""
         rows = [json.loads(line) for line in self.planned.read_text().splitlines()]
+        for row in rows:
+            check_trial_name(row["name"], self.planned)
         return [Trial(**row, config=load_config(str(self.config(row["name"])))) for row in rows]
 
     def add_trials(self, trials: Sequence[Trial]) -> None:
@@ -218,7 +222,7 @@ class SweepFolder:
         self.close()
 
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_own(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -228,6 +232,12 @@ class SweepFolder:
                 "this one another name with sweep.name=..."
             ) from None
         self._lock = descriptor
+
+
+def check_trial_name(name: object, place: Path) -> None:
+    """Raises RunFolderError for what no trial is called: it is the name of a folder among the sweep's trials."""
+    if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise RunFolderError(f"{place} is damaged: {printable(repr(name))[:SHOWN]} is no trial's name")
 
 
 def path_of(config: SweepConfig) -> Path:
@@ -251,7 +261,7 @@ def _line(trial: Trial) -> bytes:
 
 def _is_locked(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = open_own(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:

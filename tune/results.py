@@ -24,9 +24,11 @@ from ruamel.yaml.error import YAMLError
 from rayrlhf.alarms import AlarmRecord, read_alarms
 from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.errors import RunFolderError
+from rayrlhf.files import check_plain
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, iter_samples
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.summary import DIVERSITY_TEXTS, REWARD_EPISODES, BaseDiversity
+from rayrlhf.tune.folder import check_trial_name
 from rayrlhf.tune.objectives import ObjectiveConfig, RewardUnderKL
 
 TrialStatus = Literal["done", "crashed", "stopped", "diverged", "unfinished", "unreadable"]
@@ -167,6 +169,7 @@ def read_sweep(folder: Path) -> SweepResults:
     path = folder / "sweep.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} is no sweep's folder: it holds no sweep.yaml")
+    check_plain(folder, not_folders=["report.html", "frontier.png", "points.csv", "table.csv", "trials.jsonl"])
     text = path.read_text(encoding="utf-8")
     try:
         config = YAML(typ="safe", pure=True).load(text)
@@ -245,9 +248,11 @@ def _planned(path: Path) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
         try:
             row = json.loads(line)
-            yield {"name": str(row["name"]), "parameters": dict(row["parameters"]), "seed": int(row["seed"])}
+            told = {"name": str(row["name"]), "parameters": dict(row["parameters"]), "seed": int(row["seed"])}
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{path}:{number} is damaged ({error!r}); mend it from a copy") from None
+        check_trial_name(row["name"], path)
+        yield told
 
 
 def _read_trial(trials: Path, row: Mapping[str, Any]) -> TrialResult:

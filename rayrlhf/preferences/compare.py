@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import replace_file
+from rayrlhf.files import check_plain, replace_file
 from rayrlhf.intervals import Estimate
 from rayrlhf.preferences.compare_config import CompareConfig
 from rayrlhf.preferences.compare_samples import Samples, check_settings, paired
@@ -51,6 +51,7 @@ class BlindComparison:
         """
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
+        check_plain(folder, ["results.json", "results.jsonl"])
         self._store = RatingStore(folder / STORE)
         try:
             if _META not in self._store.meta():
