@@ -260,7 +260,9 @@ def report(
         from rayrlhf.tune.sweep_report import write_sweep_report as write
     else:
         from rayrlhf.report import write_report as write
-    typer.echo(write(folder))
+    from rayrlhf.files import printable
+
+    typer.echo(printable(str(write(folder))))
 
 
 @app.command()
