@@ -249,7 +249,7 @@ def imitate(
     from rayrlhf.imitation import imitate as train_on_solutions
 
     config = load_config(source, overrides or [])
-    say(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step)))
+    say(str(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step))))
 
 
 @app.command()

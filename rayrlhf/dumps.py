@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import Count, Whole, read_record, sync_folder
+from rayrlhf.files import Count, Whole, check_plain, read_record, sync_folder
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory, Turn, Weights
 
 BATCH, CONFIG, EPISODES, WEIGHTS = "batch.json", "config.yaml", "episodes.safetensors", "weights.safetensors"
@@ -88,7 +88,9 @@ def write_dump(folder: Path, batch: KeptBatch, weights: Weights, message: str, c
 
 
 def read_dump(folder: Path) -> Dump:
-    """Reads what `write_dump` wrote. Raises CheckpointError where that is missing, damaged or another version's."""
+    """Reads what `write_dump` wrote. Raises CheckpointError where that is missing, damaged or another version's,
+    RunFolderError where it holds links."""
+    check_plain(folder)
     for name in (BATCH, EPISODES, WEIGHTS):
         if not os.path.isfile(folder / name):
             raise CheckpointError(f"{folder} is no kept batch of a run: {name} is missing")

@@ -18,11 +18,12 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar, cast
 
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
 
@@ -266,17 +267,63 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def check_plain(folder: Path, names: Iterable[str] = (".",), not_folders: Iterable[str] = ()) -> None:
+    """Looks through a folder that somebody may have prepared, before anything in it is read or written.
+
+    names: what in it is looked through, with all below; a name may be missing. not_folders: names that are files. The
+    folder itself may be a link.
+
+    Raises:
+        RunFolderError: something in it is a link, which could lead anywhere, or neither a file nor a folder: a pipe
+            would be waited for without end.
+    """
+    for name in names:
+        if name != ".":
+            _check_entry(folder / name)
+        for place, folders, files in os.walk(folder / name):
+            for entry in (*folders, *files):
+                _check_entry(Path(place, entry))
+    for name in not_folders:
+        if (folder / name).is_dir():
+            raise RunFolderError(f"{folder / name} is a folder where a file belongs: remove it")
+
+
+def _check_entry(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # gone since it was listed
+        return
+    if stat.S_ISLNK(mode):
+        raise RunFolderError(
+            f"{path} is a link: in a folder like this none is followed; put what it leads to in its place"
+        )
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise RunFolderError(f"{path} is neither a file nor a folder: remove it")
+
+
 def open_own(path: Path, flags: int, mode: int = 0o644) -> int:
     """`os.open` of a file that is ours to write: a link that somebody put in its place is refused, never followed.
 
-    Raises RunFolderError where `path` is a symbolic link.
+    Raises RunFolderError where `path` is a symbolic link, or no file at all.
     """
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:  # O_NONBLOCK is for pipes alone: nobody reads them
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise RunFolderError(f"{path} is a link: nothing is written through it; remove it") from error
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise RunFolderError(f"{path} is no file, so nothing can be written to it; remove it") from error
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RunFolderError(f"{path} is no file, so nothing can be written to it; remove it")
+    return descriptor
+
+
+def append_to(path: Path) -> BinaryIO:
+    """A file of ours, opened for writing at its end, unbuffered: what is written at once is there for every reader at
+    once. Raises RunFolderError as `open_own` does."""
+    return cast(BinaryIO, open(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab", buffering=0))
 
 
 _GIVEN_OUT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
@@ -388,5 +435,9 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)  # half of it is of no use, and takes room
             raise
-        os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except IsADirectoryError as error:
+            aside.unlink()
+            raise RunFolderError(f"{path} is a folder where a file is to be written: remove it") from error
         sync_folder(path.parent)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import Damage, json_value, typed_value
+from rayrlhf.files import Damage, append_to, json_value, open_own, typed_value
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -94,7 +94,7 @@ def open_append(path: Path) -> IO[bytes]:
 
     Unbuffered: a line is one write, there for every reader at once.
     """
-    with open(path, "ab+") as file:
+    with open(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+") as file:
         file.seek(0)
         start = end = 0
         last = b""
@@ -102,4 +102,4 @@ def open_append(path: Path) -> IO[bytes]:
             start, end = end, end + len(last)
         if last and parse(last) is None:
             file.truncate(start)
-    return open(path, "ab", buffering=0)
+    return append_to(path)

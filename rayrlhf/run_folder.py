@@ -34,7 +34,7 @@ from pydantic import ValidationError
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import first_fault, read_text, replace_file, sync_folder
+from rayrlhf.files import append_to, check_plain, first_fault, open_own, read_text, replace_file, sync_folder
 from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (
@@ -120,6 +120,7 @@ class RunFolder:
                 f"there is no run {config.name!r} in storage_path {config.storage_path!r} to resume: "
                 "start it without --resume, or give the name it has with name=..."
             )
+        folder._check()
         folder._take_lock()
         try:
             differences = _differences(folder.read_config(), config)
@@ -138,10 +139,11 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The run at `path`, to read: no lock is taken. Raises RunFolderError where there is none."""
+        """The run at `path`, to read: no lock is taken. Raises RunFolderError where there is none, or one with links."""
         folder = cls(path)
         if not folder.config.is_file():
             raise RunFolderError(f"{path} is no run's folder: it holds no config.yaml")
+        folder._check()
         return folder
 
     @property
@@ -204,8 +206,13 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _check(self) -> None:
+        """Raises RunFolderError where something in it leads out of it, or a folder stands in a file's place."""
+        files = (self.metrics, self.samples, self.alarms, self.sessions, self.summary, self.report)
+        check_plain(self.path, not_folders=[path.name for path in files])
+
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_own(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             # POSIX record lock: held by this process alone (`flock` would live on in a forked child), NFS included
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -227,7 +234,7 @@ class RunFolder:
 
     def _record_session(self, event: str) -> None:
         session = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **installed_versions()}
-        with open(self.sessions, "ab") as file:
+        with append_to(self.sessions) as file:
             file.write(json.dumps(session).encode() + b"\n")
 
 

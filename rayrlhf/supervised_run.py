@@ -22,7 +22,7 @@ from typing import Any
 import ray
 
 from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, RunFolderError, UserError
-from rayrlhf.files import json_value, read_record, replace_file, typed_value
+from rayrlhf.files import check_plain, json_value, read_record, replace_file, typed_value
 from rayrlhf.supervised import FAULT, MODEL, PROGRESS, Build, SupervisedSettings, as_config, train_on_worker
 
 SUMMARY = "training.json"
@@ -96,6 +96,8 @@ def _check_folders(output: Path, work: Path, resume: bool) -> None:
         raise RunFolderError(
             f"{work} holds an unfinished run: give --resume to continue it, or remove it to begin anew"
         )
+    if work.exists():
+        check_plain(work.parent, [work.name])
 
 
 def _prepare(

@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from rayrlhf.algorithm_config import SeparateValueConfig, ValueConfig
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
-from rayrlhf.heads import HeadLinear
 from rayrlhf.files import json_value, read_json, typed
+from rayrlhf.heads import HeadLinear
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
 from rayrlhf.policy import resolve_model

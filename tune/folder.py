@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -26,10 +27,14 @@ from pydantic import Field
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import RunFolderError
 from rayrlhf.files import (
+    SHOWN,
     Count,
     Damage,
     Number,
+    check_plain,
     json_value,
+    open_own,
+    printable,
     read_bytes,
     read_record,
     read_text,
@@ -101,9 +106,11 @@ def planned_rows(path: Path) -> list[PlannedTrial]:
 
 def _planned(line: bytes, place: str) -> PlannedTrial:
     try:
-        return typed_value(PlannedTrial, json_value(line))
+        trial = typed_value(PlannedTrial, json_value(line))
     except Damage as error:
         raise RunFolderError(f"{place} is damaged ({error}); mend it from a copy") from None
+    check_trial_name(trial.name, place)
+    return trial
 
 
 class SweepFolder:
@@ -153,6 +160,7 @@ class SweepFolder:
                 f"there is no sweep {config.name!r} in {config.storage_path!r} to resume: start it without --resume, or "
                 "give the name it has with sweep.name=..."
             )
+        check_plain(folder.path)
         folder._take_lock()
         try:
             before, now = folder.read_config().model_dump(mode="json"), config.model_dump(mode="json")
@@ -250,7 +258,7 @@ class SweepFolder:
         self.close()
 
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_own(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -260,6 +268,12 @@ class SweepFolder:
                 "this one another name with sweep.name=..."
             ) from None
         self._lock = descriptor
+
+
+def check_trial_name(name: object, place: Path | str) -> None:
+    """Raises RunFolderError for what no trial is called: it is the name of a folder among the sweep's trials."""
+    if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise RunFolderError(f"{place} is damaged: {printable(repr(name))[:SHOWN]} is no trial's name")
 
 
 def path_of(config: SweepConfig) -> Path:
@@ -283,7 +297,7 @@ def _line(trial: Trial) -> bytes:
 
 def _is_locked(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = open_own(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:

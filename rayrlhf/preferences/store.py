@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import cast
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import sync_folder
+from rayrlhf.files import check_plain, sync_folder
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
 from rayrlhf.preferences.schema import (
     APPLICATION_ID,
@@ -56,6 +56,8 @@ class RatingStore:
         """
         self.path = path
         self._lock = threading.RLock()
+        # SQLite would follow links from any of them
+        check_plain(path.parent, [f"{path.name}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")])
         with self._faults():
             if not path.exists():
                 _create(path)
