@@ -12,7 +12,11 @@ from rayrlhf.kl_config import KLLossConfig, KLPenaltyConfig
 LossReduction = Literal["sequence_sum", "sequence_mean", "token_mean", "group_sum"]
 """How token losses add up, by global counts. With N sequences of T_i tokens:
 sequence_sum: (1/N) sum_i sum_t (the policy gradient of whole sequences); sequence_mean: (1/N) sum_i (1/T_i) sum_t;
-token_mean: sum_i sum_t / sum_i T_i; group_sum: sum_i (1/T_i) sum_t (the source of SPEC ALLIT-3, not averaged)."""
+token_mean: sum_i sum_t / sum_i T_i; group_sum: sum_i (1/T_i) sum_t (the source of SPEC ALLIT-3, not averaged).
+
+Of more minibatches than one each stands for the whole batch: the loss of its n of the batch's N' sequences counts N'/n
+times, which is without bias. token_mean alone is the mean over the minibatch's own tokens, the policy's loss over those
+that carry it and the value loss over its own: a token counts more in a minibatch of few than in one of many."""
 
 
 class UpdateConfig(Section):
@@ -36,7 +40,8 @@ class PolicyGradientConfig(UpdateConfig):
     kl_loss: KLLossConfig | None = None
     """The KL penalty in the loss, beside or in place of that in the reward (`kl.coef: 0`); null: none."""
     loss_reduction: LossReduction = "sequence_sum"
-    """How token losses add up: sequence_sum, sequence_mean, token_mean or group_sum."""
+    """How token losses add up: sequence_sum, sequence_mean, token_mean (in each minibatch the mean over its own tokens) or
+    group_sum."""
     include_prompt: bool = False
     """Count prompt tokens after the first in the loss and in the KL (SPEC Q-5; only the parity presets do)."""
     importance_cap: PositiveFloat | None = 2.0
@@ -180,7 +185,8 @@ class PPOConfig(Section):
     whiten_advantages: Literal["none", "episode", "minibatch", "batch"] = "batch"
     """Shift and scale advantages to mean 0 and deviation 1 over the tokens of an episode, minibatch or iteration."""
     loss_reduction: LossReduction = "token_mean"
-    """How token losses add up: sequence_sum, sequence_mean, token_mean or group_sum."""
+    """How token losses add up: sequence_sum, sequence_mean, token_mean (in each minibatch the mean over its own tokens) or
+    group_sum."""
     value: ValueConfig = SeparateValueConfig()
     """The value network."""
 

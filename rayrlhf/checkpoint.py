@@ -6,7 +6,8 @@
                       /manifest.json        size and sha256 of every file
 
 The process may be killed at any point: what counts is under a name of digits, what is on its way under `.partial-`,
-what is on its way out under `.removed-`, and one that gives way to a new one of the same name under `.replaced-`.
+what is on its way out under `.removed-`. One that gives way to a new one of the same name exchanges names with it; where the
+file system cannot do that at once, it waits under `.replaced-`.
 The checksums guard against damage, not against malice.
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import replace_file, sync_folder
+from rayrlhf.files import exchange, replace_file, storage_error, sync_folder
 
 FORMAT = 1  # of the manifest; raised when an older reader could not read a newer checkpoint
 MANIFEST = "manifest.json"
@@ -160,7 +161,7 @@ class CheckpointStore:
         """Makes what was written into `partial` the checkpoint of `iteration`, on the disk, then prunes older ones.
 
         state: JSON values (tuples come back as lists). Raises CheckpointError where a file is a link or no plain file,
-        or the disk refuses; the checkpoints before it are untouched then.
+        StorageError where the disk refuses; the checkpoints before it are untouched then.
         """
         if partial != self.folder / f".partial-{iteration:06d}":
             raise ValueError(f"{partial} is not what begin({iteration}) returned")
@@ -178,10 +179,7 @@ class CheckpointStore:
             self._put_in_place(partial, iteration)
             self._prune()
         except OSError as error:
-            raise CheckpointError(
-                f"the checkpoint of iteration {iteration} could not be written to {self.folder}: {error}; "
-                "make room or mend the disk, then continue with --resume"
-            ) from error
+            raise storage_error(self._path(iteration), error) from error
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint that a run can resume from; None where nothing was ever saved.
@@ -231,9 +229,13 @@ class CheckpointStore:
     def _put_in_place(self, partial: Path, iteration: int) -> None:
         target = self._path(iteration)
         replaced = self.folder / f".replaced-{iteration:06d}"
-        if target.exists():  # two renames: a process killed between them finds the old one as `.replaced-`
+        if not target.exists():
+            os.rename(partial, target)
+        elif exchange(partial, target):
+            replaced = partial  # under this name now; a killed process leaves it for `_clear_leftovers`
+        else:  # two renames: a process killed between them finds the old one as `.replaced-`
             os.rename(target, replaced)
-        os.rename(partial, target)
+            os.rename(partial, target)
         sync_folder(self.folder)
         self._damaged.discard(iteration)
         if replaced.exists():

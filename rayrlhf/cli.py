@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import UserError
+from rayrlhf.trust_option import TrustOption
 
 app = typer.Typer(
     help="Trains language models by reinforcement learning on Ray. Start with `rayrlhf train`.",
@@ -35,14 +36,18 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config as YAML and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name where it stopped.")] = False,
+    trust: TrustOption = None,
 ) -> None:
     """Train a policy: `rayrlhf train alliteration algorithm.kl.coef=0.4 name=my-run`."""
     from rayrlhf.config_loading import dump_config, load_config
+    from rayrlhf.trust import Trust, code_of_run, require_own_config
 
-    config = load_config(*split_arguments([word for word in (source, *(overrides or [])) if word is not None]))
+    file, words = split_arguments([word for word in (source, *(overrides or [])) if word is not None])
+    config = load_config(file, words)
     if dry_run:
         typer.echo(dump_config(config), nl=False)
         return
+    require_own_config(file, code_of_run(config), words, Trust.of(trust))
     from rayrlhf import trainer
 
     trainer.train(config, resume=resume)
@@ -65,6 +70,7 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep of this name where it stopped.")
     ] = False,
+    trust: TrustOption = None,
 ) -> None:
     """Run many trainings and compare them: `rayrlhf sweep alliteration algorithm.kl.coef=grid:0,0.1,1 sweep.seeds=2`."""
     from rayrlhf.tune.sweep_config import load_sweep
@@ -75,9 +81,12 @@ def sweep(
 
         print_trials(request)
         return
+    from rayrlhf.trust import Trust
     from rayrlhf.tune.sweep import run_sweep
+    from rayrlhf.tune.sweep_code import require_own_sweep
 
-    run_sweep(request, resume=resume)
+    require_own_sweep(source, request, words or [], Trust.of(trust))
+    run_sweep(request, resume=resume, trust=Trust.of(trust))
 
 
 def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -105,11 +114,13 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample in tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="Sampling temperature, above 0.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal samples.")] = 0,
+    trust: TrustOption = None,
 ) -> None:
     """Print samples of a model or of a run's policy, with their scores."""
     if not 0 < temperature < float("inf"):
         raise UserError(f"--temperature must be a number above 0, not {temperature:g}")
     from rayrlhf.generate import generate as print_samples
+    from rayrlhf.trust import Trust
 
     print_samples(
         source=source,
@@ -119,6 +130,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        trust=Trust.of(trust),
     )
 
 
@@ -136,10 +148,12 @@ def evaluate(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal figures.")] = 0,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file.")] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Play a run's held-out games with its policy, beside a random player and the known solution."""
     from rayrlhf.evaluate import evaluate as play_and_print
     from rayrlhf.evaluation_results import PlayerName
+    from rayrlhf.trust import Trust
 
     policy: tuple[PlayerName, ...] = ("greedy", "sampled")
     if greedy != sampled:
@@ -152,6 +166,7 @@ def evaluate(
         players=(*policy, "random", "oracle"),
         seed=seed,
         json_file=json,
+        trust=Trust.of(trust),
     )
 
 
@@ -186,16 +201,18 @@ def play(
     replay: Annotated[
         Path | None, typer.Option(help="Play this transcript again and check that it fits.", show_default=False)
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Play a text game with a policy: take its moves or your own. `?` lists the keys."""
     from rayrlhf.play.command import PlayOptions, play, play_again
     from rayrlhf.play.outputs import Exports
+    from rayrlhf.trust import Trust
 
     exports = Exports(export_sft, export_preferences)
     if replay is not None:
         if source or game or human or watch or save:
             raise UserError("--replay takes all from its transcript: of the others only --export-... go with it")
-        raise typer.Exit(0 if play_again(replay, exports) else 1)
+        raise typer.Exit(0 if play_again(replay, exports, Trust.of(trust)) else 1)
     play(
         PlayOptions(
             source=source,
@@ -209,6 +226,7 @@ def play(
             greedy=greedy,
             save=save,
             exports=exports,
+            trust=Trust.of(trust),
         )
     )
 
@@ -250,11 +268,13 @@ def replay(
     batch: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A batch of a run, such as runs/x/alarms/000012-entropy.")
     ],
+    trust: TrustOption = None,
 ) -> None:
     """Play a batch that an alarm kept once more: is it the same, and what does it read like?"""
     from rayrlhf.replay import replay as play_again
+    from rayrlhf.trust import Trust
 
-    raise typer.Exit(0 if play_again(batch) else 1)
+    raise typer.Exit(0 if play_again(batch, Trust.of(trust)) else 1)
 
 
 @app.command()

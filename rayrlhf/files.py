@@ -7,22 +7,29 @@ place. `printable` makes any text safe to show.
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import ctypes
 import errno
+import io
 import json
 import os
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from rayrlhf.errors import RunFolderError, UserError
+from rayrlhf.errors import RunFolderError, StorageError, UserError
 
 T = TypeVar("T")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _NOT_SHOWN = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # what makes a cell a formula
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 SHOWN = 200  # characters of a stranger's text that a message repeats
 
 
@@ -86,6 +93,23 @@ def typed(kind: type[T], value: Any, place: str, fault: type[UserError]) -> T:
         raise fault(f"{place}: {printable(field)[:SHOWN]}{': ' if field else ''}{first['msg']}") from error
 
 
+def csv_table(rows: Iterable[Sequence[object]], lineterminator: str = "\n") -> bytes:
+    """A table for spreadsheets, UTF-8; half of a surrogate pair, which that cannot hold, as its escape.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers.
+    """
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator=lineterminator).writerows([[_harmless(cell) for cell in row] for row in rows])
+    return file.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _harmless(cell: object) -> object:
+    """Also where blanks come before the sign, or where it is the full-width one: some programs drop or convert them."""
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}" if cell[:1] in ("\t", "\r", "\n") or cell.lstrip()[:1] in _FORMULA else cell
+
+
 def sync_folder(folder: Path) -> None:
     """Flushes a folder's entries to the disk: without it a rename may be undone by a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -108,15 +132,114 @@ def open_own(path: Path, flags: int, mode: int = 0o644) -> int:
         raise
 
 
+_GIVEN_OUT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
+"""What the system says where it is the disk, not the path, that takes no more."""
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Around what writes `path`: raises StorageError, which names it and says what to free, where the disk gives out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _GIVEN_OUT:
+            raise
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, reason: OSError | str) -> StorageError:
+    """The fault of a disk that `path` could not be written to. reason: the system's own, or what another library said."""
+    told = (reason.strerror or str(reason)) if isinstance(reason, OSError) else reason
+    return StorageError(
+        f"{path} could not be written: {told}{_room(path)}. Nothing before it is lost: make room there (move older "
+        "runs, or the oldest checkpoints of this one, elsewhere) or mend the disk, then go on with --resume"
+    )
+
+
+def _room(path: Path) -> str:
+    """How much of its disk is free, in words; nothing where that cannot be asked."""
+    there = next((folder for folder in path.parents if folder.exists()), None)
+    if there is None:
+        return ""
+    try:
+        usage = shutil.disk_usage(there)
+    except OSError:
+        return ""
+    return f" ({usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB are free on the disk of {there})"
+
+
+def is_full(folder: Path, size: int = 1 << 16) -> bool:
+    """Whether the disk of a folder takes no more than `size` bytes, or none at all: asked by writing a file."""
+    probe = folder / f".room-{os.getpid()}"
+    try:
+        with open(open_own(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno in _GIVEN_OUT
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return False
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes all of it, however little the system takes at a time; OSError where it takes no more."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Gives two files or folders one another's names at once; False where this system or file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    done = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE))
+    if done == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+def replace_folder(aside: Path, folder: Path) -> None:
+    """Gives the folder `aside` the name `folder`; what had that name is removed after. A reader, or a crash, finds the
+    one or the other; where the file system cannot exchange two names, the old one as `.NAME.old` in the worst case."""
+    if not folder.exists():
+        os.rename(aside, folder)
+    elif exchange(aside, folder):
+        shutil.rmtree(aside)
+    else:
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+        os.rename(aside, folder)
+        shutil.rmtree(old)
+    sync_folder(folder.parent)
+
+
 def replace_file(path: Path, parts: Iterable[bytes]) -> None:
     """Gives `path` the joined parts as its content at once: a reader, or a crash, finds the old content or the new.
 
-    Raises RunFolderError where a link stands in the way of the file that is written aside.
+    Raises RunFolderError where a link stands in the way of the file that is written aside, StorageError where the disk
+    gives out: the old content stays then.
     """
     aside = path.with_name(f".{path.name}.new")
-    with open(open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync_folder(path.parent)
+    with storing(path):
+        descriptor = open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        try:
+            with open(descriptor, "wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            aside.unlink(missing_ok=True)  # half of it is of no use, and takes room
+            raise
+        os.replace(aside, path)
+        sync_folder(path.parent)

@@ -151,7 +151,7 @@ def collate(packed: PackedSequences, indices: Sequence[int], minibatch: Minibatc
         value_columns=torch.from_numpy(value_grid.columns),
         old_values=value_grid.fill(packed.values[of_value]),
         returns=value_grid.fill(packed.returns[of_value]),
-        value_weights=value_grid.fill(packed.value_weights[of_value] * minibatch.scale),
+        value_weights=value_grid.fill(packed.value_weights[of_value] * minibatch.value_scale),
         valued=value_grid.fill(np.ones(len(of_value), np.bool_)),
     )
 

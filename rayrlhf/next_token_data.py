@@ -52,8 +52,8 @@ def prepare_blocks(
 def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of the model to continue from, checked together with its config. Raises ModelError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
-        config = AutoConfig.from_pretrained(settings.model).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=False).get_text_config()
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"--model {settings.model} does not load: {reason}") from error

@@ -14,6 +14,7 @@ from rayrlhf.types import AllowedTokens, FloatArray, IntArray, TrainingBatch, Tr
 PER_TOKEN = ("advantages", "behaviour_logprobs", "weights")
 OF_VALUES = ("values", "returns", "value_weights")
 OF_REFERENCE = ("reference_logprobs",)
+OF_MINIBATCH = ("scale", "advantage_shift", "advantage_scale", "value_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,9 @@ def check_minibatches(batch: TrainingBatch) -> None:
         if not len(indices) or indices.min() < 0 or indices.max() >= len(batch.sequences):
             fault = f"its indices must be one or more of 0 .. {len(batch.sequences) - 1}"
             raise _error("minibatch", i, len(batch.minibatches), fault)
-        scales = (minibatch.scale, minibatch.advantage_shift, minibatch.advantage_scale)
-        if not np.isfinite(scales).all():
-            fault = f"scale, advantage_shift and advantage_scale must be finite, not {scales}"
+        numbers = {name: getattr(minibatch, name) for name in OF_MINIBATCH}
+        if not np.isfinite(list(numbers.values())).all():
+            fault = f"{', '.join(OF_MINIBATCH)} must be finite, not {numbers}"
             raise _error("minibatch", i, len(batch.minibatches), fault)
 
 

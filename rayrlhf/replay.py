@@ -25,6 +25,7 @@ from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.run_folder import parse_config
 from rayrlhf.run_parts import environment_settings, starting_point, worker_settings
+from rayrlhf.trust import NOBODY, Trust, code_of_plugins, trusted_model
 from rayrlhf.types import EpisodeScore, Trajectory
 from rayrlhf.worker import RolloutWorker
 
@@ -48,13 +49,16 @@ class Comparison:
         return not (self.tokens or self.logprobs or self.texts or self.scores)
 
 
-def replay(folder: Path) -> bool:
+def replay(folder: Path, trust: Trust = NOBODY) -> bool:
     """Plays the batch in `folder` again, prints the comparison and the worst texts; returns whether all is the same.
 
-    Raises CheckpointError where the folder holds no whole batch, or the model it starts from is gone.
+    Raises CheckpointError where the folder holds no whole batch, or the model it starts from is gone, UntrustedCodeError
+    where its config names code that nobody trusts.
     """
     dump = read_dump(folder)
     config = parse_config((folder / CONFIG).read_text(), str(folder / CONFIG))
+    trust.require(folder, code_of_plugins(config))
+    config = config.model_copy(update={"model": trusted_model(config.model, folder, trust)})
     trajectories = play_again(dump, config, folder)
     scores: list[EpisodeScore] = []
     if dump.scores:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rayrlhf.errors import LearnerError
-from rayrlhf.strategy import bucket_elements, prepare_environment, ray_deepspeed
+from rayrlhf.strategy import bucket_elements, known_types_only, prepare_environment, ray_deepspeed
 
 PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"  # files of the work folder
 TOO_MANY = "too-many.txt"  # another: how many examples a forward pass had when memory ran out, a line each
@@ -319,9 +319,8 @@ def _fit_from_last_checkpoint(trainer: pl.Trainer, module: SupervisedModule) -> 
     if checkpoint is None:
         trainer.fit(module)
         return
-    with checkpoint.as_directory() as folder:
-        # The run's own optimizer files are pickles; they are read from this run's work folder and no other place.
-        trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=False)
+    with checkpoint.as_directory() as folder, known_types_only():
+        trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=True)
 
 
 def as_config(settings: SupervisedSettings, work: Path, build: Build) -> dict[str, Any]:

@@ -52,6 +52,7 @@ from rayrlhf.run_parts import (
 from rayrlhf.run_state import RunState
 from rayrlhf.schedule import Schedule, make_schedule
 from rayrlhf.summary import RunSummary, summarise
+from rayrlhf.trust import code_of_run, remember
 from rayrlhf.types import EpisodeScore, FloatArray, Trajectory
 from rayrlhf.worker import RolloutPool
 from rayrlhf.worker_death import Died
@@ -268,6 +269,7 @@ def train(
         rewards = ResponseScorer(parts, config.response, config.rollout.max_new_tokens)
         open_folder = RunFolder.resume if resume else RunFolder.create
         folder = stack.enter_context(open_folder(config, dump_config(config)))
+        remember(folder.path, code_of_run(config))
         if start is None:
             start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
         progress = stack.enter_context(Progress(config.iterations))

@@ -224,7 +224,8 @@ def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu
             network = ValueNetwork(policy.base_model, head)  # type: ignore[arg-type]
             head.load_state_dict(tensors)
         else:
-            network = ValueNetwork(AutoModel.from_config(AutoConfig.for_model(**description["backbone"])), head)
+            config = AutoConfig.for_model(**description["backbone"])
+            network = ValueNetwork(AutoModel.from_config(config, trust_remote_code=False), head)
             found = network.load_state_dict(tensors, strict=False)  # buffers and tied names are not among the tensors
             unfit = {*found.unexpected_keys, *(dict(network.named_parameters()).keys() & found.missing_keys)}
             if unfit:

@@ -28,9 +28,9 @@ from rayrlhf.weights import to_array
 OBJECTIVE = Objective(LOSSES["clipped"], entropy_coef=0.05, value=ValueObjective(clip_range=0.1, coef=0.5))
 EXPLODING = replace(OBJECTIVE, policy=ExplodingLoss(importance_cap=None))
 COUNT = 7  # sequences: uneven on two ranks
-MINIBATCHES = (  # two epochs of two, each scaled to a mean over its own sequences, with advantages of its own scale
-    Minibatch((4, 0, 2), 7 / 3, 0.1, 1.5), Minibatch((1, 3, 6, 5), 7 / 4, -0.2, 0.5),
-    Minibatch((6, 5, 4), 7 / 3, 0.0, 1.0), Minibatch((3, 2, 1, 0), 7 / 4, 0.3, 2.0),
+MINIBATCHES = (  # two epochs of two, each of whose losses has a scale of its own, as have its advantages
+    Minibatch((4, 0, 2), 7 / 3, 0.1, 1.5, 2.0), Minibatch((1, 3, 6, 5), 7 / 4, -0.2, 0.5, 2.5),
+    Minibatch((6, 5, 4), 7 / 3, 0.0, 1.0, 1.5), Minibatch((3, 2, 1, 0), 7 / 4, 0.3, 2.0, 1.0),
 )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def sequence_losses(reference: Reference, sequence: TrainingSequence, part: Mini
         value, old, target = reference.value(hidden[place]), float(sequence.values[k]), float(sequence.returns[k])
         near = old + (value - old).clamp(-limit, limit)
         error = torch.maximum((value - target) ** 2, (near - target) ** 2)
-        of_value = of_value + float(sequence.value_weights[k]) * part.scale * coef * 0.5 * error
+        of_value = of_value + float(sequence.value_weights[k]) * part.value_scale * coef * 0.5 * error
         values.append(value)
     return of_policy, of_value, torch.stack(values)
 

@@ -33,6 +33,7 @@ from rayrlhf.policy import (
     resolve_model,
     vocabulary_fingerprint,
 )
+from rayrlhf.trust import NOBODY, Trust, code_of_environment
 from rayrlhf.types import IntArray
 from rayrlhf.value import load_value
 
@@ -55,6 +56,7 @@ class PlayOptions:
     greedy: bool
     save: Path | None
     exports: Exports
+    trust: Trust = NOBODY
 
     def check(self) -> None:
         """Raises UserError for what does not go together, and for files that are there already."""
@@ -82,7 +84,7 @@ class Seat:
 def play(options: PlayOptions) -> None:
     """Plays until the player leaves, Ctrl-C included, and writes the files that were asked for. Raises UserError."""
     options.check()
-    setting = find_setting(options.source, options.game, "held_out" if options.held_out else "train")
+    setting = find_setting(options.source, options.game, "held_out" if options.held_out else "train", options.trust)
     if options.temperature is not None:
         setting = replace(setting, sampling=replace(setting.sampling, temperature=options.temperature))
     seat = take_seat(setting, with_policy=not options.human)
@@ -102,11 +104,12 @@ def play(options: PlayOptions) -> None:
         console.print(line, soft_wrap=True)
 
 
-def play_again(file: Path, exports: Exports) -> bool:
+def play_again(file: Path, exports: Exports, trust: Trust = NOBODY) -> bool:
     """Plays a transcript again and prints whether it leads to the same states; returns that. Raises UserError."""
     exports.check()
     transcript = read_transcript(file)
     header, console = transcript.header, plain_console()
+    trust.require(file, code_of_environment(header.environment))
     settings = EnvironmentSettings(header.environment, header.parameters, header.split)
     with contextlib.closing(open_environments(settings)) as environments:
         difference = first_difference(transcript, environments)

@@ -22,7 +22,6 @@ from rayrlhf.preferences.page_guard import FRAME_HEADERS, PageGuard, allowed_hos
 from rayrlhf.preferences.presenters import AUDIO_TYPES, Audio, Html, Presenter
 from rayrlhf.preferences.rating_session import LONGEST_NAME, VERDICTS, RatingSession, is_verdict, rater_name
 
-_LARGEST_FORM = 1 << 16  # bytes
 _STATIC = {"rate.css": "text/css", "rate.js": "text/javascript"}
 _WATCH_S = 0.25
 LINGER_S = 30.0  # the last verdict can be taken back for so long
@@ -31,11 +30,7 @@ _HERE = files(__package__)
 
 async def _form(request: Request) -> dict[str, str]:
     """The fields of a form that was sent; of several with one name the last."""
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > _LARGEST_FORM:
-            raise HTTPException(413)
+    body = await request.body()  # the guard has bounded it
     try:
         fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=16)
     except ValueError as error:

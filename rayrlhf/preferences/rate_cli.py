@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rayrlhf.errors import PreferenceError
+from rayrlhf.trust_option import TrustOption
 
 if TYPE_CHECKING:
     from rayrlhf.preferences.presenters import Presenter
@@ -45,14 +46,18 @@ def rate(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of sides, repeats and pairs; default: another each time.")
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Rate texts in pairs, on a page of this machine or in the terminal; verdicts are kept as they are given."""
     from rayrlhf.preferences.presenters import load_presenter
     from rayrlhf.preferences.project import load_project_config, open_store
+    from rayrlhf.trust import Trust, code_of_rating, require_project
 
     if seconds is not None and not math.isfinite(seconds):
         raise PreferenceError(f"--seconds {seconds}: a time box is a number of seconds")
     config = load_project_config(project)
+    said = [] if presenter is None else ["rating.presenter"]
+    require_project(project, code_of_rating(config), said, Trust.of(trust))
     changes = {"seconds": seconds, "presenter": presenter}
     rating = config.rating.model_copy(update={name: value for name, value in changes.items() if value is not None})
     shown = load_presenter(rating.presenter, project)

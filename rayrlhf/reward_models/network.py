@@ -82,7 +82,7 @@ def new_reward_network(model: str, tokenizer: PreTrainedTokenizerBase, seed: int
     logging.set_verbosity_error()  # that the head is new is no news
     try:
         classifier: Any = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=1, dtype=torch.float32, pad_token_id=None
+            model, num_labels=1, dtype=torch.float32, pad_token_id=None, trust_remote_code=False
         )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
