@@ -6,9 +6,10 @@ place, in every process and for every package. Nothing but the standard library 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 LAST = "RAYRLHF_PATH_LAST"
@@ -37,6 +38,20 @@ def child_python_path() -> str:
     """PYTHONPATH for a process of ours that is started with `LAST`: without the folders that come last."""
     last = last_folders()
     return os.pathsep.join(folder for folder in _python_path() if folder not in last)
+
+
+@contextlib.contextmanager
+def safe_python_path() -> Iterator[None]:
+    """Pythons that are started in this block do not look in the working folder until they are told to."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def move_last(folders: Sequence[str]) -> None:
