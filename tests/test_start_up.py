@@ -13,8 +13,10 @@ import psutil
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError
+from typer.testing import CliRunner
 
 from rayrlhf import ray_start
+from rayrlhf.cli import app
 from rayrlhf.cluster import actor_environment
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import InstallationError, LearnerError, RewardError
@@ -340,7 +342,7 @@ def test_what_a_killed_driver_has_started_ends_with_it_wherever_it_went() -> Non
     bystander.wait()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])  # ASCII is UTF-8 to click, and has the next test
 def test_what_a_terminal_cannot_show_is_escaped_and_stops_nothing(encoding: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rayrlhf", "train", "--dry-run", "alliteration", "environment.prompts.text=\u96ea"],
@@ -348,3 +350,40 @@ def test_what_a_terminal_cannot_show_is_escaped_and_stops_nothing(encoding: str)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "text: \\u96ea\n" in done.stdout
+
+
+def test_rich_text_goes_to_a_terminal_without_unicode() -> None:
+    program = "import sys; sys.argv = ['rayrlhf', 'generate', 'tiny-stories', '-n', '1', '--max-new-tokens', '2', '--prompt', '\\u96ea']"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; from rayrlhf.__main__ import main; main()"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\\u96ea" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "extra"),
+    [
+        ("fastapi", ["rate", "no-such-project"], "rating"),
+        ("uvicorn", ["rate", "no-such-project"], "rating"),
+        ("optuna", ["sweep", "alliteration", "algorithm.kl.coef=log:0.1,1", "sweep.search.kind=optuna"], "sweep"),
+    ],
+)
+def test_the_absence_of_an_extra_is_one_line_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, package: str, command: list[str], extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, InstallationError), result.output
+    assert package in str(result.exception)
+    assert f"pip install 'rayrlhf[{extra}]'" in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["rewards", "envs", "labels"])
+def test_no_command_offers_to_write_into_the_shells_start_file(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert "completion" not in result.output
+    assert CliRunner().invoke(app, [command, "--install-completion"]).exit_code != 0

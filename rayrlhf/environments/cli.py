@@ -17,7 +17,12 @@ from rayrlhf.errors import EpisodeError
 from rayrlhf.games.cli import make_games_command
 from rayrlhf.plugin_cli import console, parsed_parameters, say, say_results, yaml_parameters
 
-envs_app = typer.Typer(help="List, show, test and time environments; make games.", no_args_is_help=True)
+envs_app = typer.Typer(
+    help="List, show, test and time environments; make games.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Name = Annotated[
     str,
