@@ -353,9 +353,9 @@ def test_what_a_terminal_cannot_show_is_escaped_and_stops_nothing(encoding: str)
 
 
 def test_rich_text_goes_to_a_terminal_without_unicode() -> None:
-    program = "import sys; sys.argv = ['rayrlhf', 'generate', 'tiny-stories', '-n', '1', '--max-new-tokens', '2', '--prompt', '\\u96ea']"
+    words = ["generate", "tiny-stories", "-n", "1", "--max-new-tokens", "2", "--prompt", "\u96ea"]
     done = subprocess.run(
-        [sys.executable, "-c", f"{program}; from rayrlhf.__main__ import main; main()"],
+        [sys.executable, "-m", "rayrlhf", *words],
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
