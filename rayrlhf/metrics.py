@@ -201,12 +201,17 @@ def _numbers(record: SampleRecord) -> Iterator[tuple[str, float]]:
                 yield f"{name} of turn {number}", value
 
 
+def iteration_name(iteration: int) -> str:
+    """An iteration as people call it."""
+    return "the untrained model's episodes" if iteration == BASELINE_ITERATION else f"iteration {iteration}"
+
+
 def _finite(name: str, value: float, iteration: int) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise NotFiniteError(
-            f"iteration {iteration}: {name} is {number}. The run stops here; its last checkpoint is sound. "
-            "Lower optimizer.lr or look at the reward, then continue with --resume or start anew"
+            f"{iteration_name(iteration)}: {name} is {number}. The run stops here. Lower optimizer.lr or look at the reward, "
+            "then continue with --resume, where there is a checkpoint, or start anew"
         )
     return number
 

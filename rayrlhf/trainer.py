@@ -38,6 +38,7 @@ from rayrlhf.rollout_checks import check_logprobs, check_reference, check_versio
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.run_parts import (
     check_agent,
+    check_started_from,
     device_of,
     environment_settings,
     learner_settings,
@@ -262,6 +263,7 @@ def train(
         folder = stack.enter_context(open_folder(config, dump_config(config)))
         if start is None:
             start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
+        check_started_from(folder, start.model)
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
         stack.enter_context(ray_session(config))

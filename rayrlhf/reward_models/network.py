@@ -17,6 +17,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.utils import logging
 
 from rayrlhf.errors import ModelError
+from rayrlhf.model_config import first_line
+from rayrlhf.policy import check_finite_weights
 from rayrlhf.types import FloatArray, IntArray
 
 PAD = "<|reward-pad|>"
@@ -85,8 +87,7 @@ def new_reward_network(model: str, tokenizer: PreTrainedTokenizerBase, seed: int
             model, num_labels=1, dtype=torch.float32, pad_token_id=None
         )
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model {model} cannot become a reward model: {reason}") from error
+        raise ModelError(f"model {model} cannot become a reward model: {first_line(error)}") from error
     finally:
         logging.set_verbosity(before)
     head = getattr(classifier, "score", None)
@@ -95,6 +96,7 @@ def new_reward_network(model: str, tokenizer: PreTrainedTokenizerBase, seed: int
             f"model {model}: {type(classifier).__name__} has no linear head `score` at the last token; give a causal "
             "language model such as Llama, Qwen or GPT-2"
         )
+    check_finite_weights(classifier.base_model, f"model {model}")
     tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > classifier.get_input_embeddings().weight.shape[0]:
         classifier.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -49,6 +49,9 @@ def read_sidecar(folder: Path) -> Sidecar:
         if version != VERSION:
             raise ModelError(f"reward model {folder}: {SIDECAR} is of version {version}, this RayRLHF reads {VERSION}")
         told = content.pop("text_format")
-        return Sidecar(text_format=TextFormat(**{**told, "start": tuple(told["start"])}), **content)
+        return Sidecar(
+            text_format=TextFormat(**{**told, "start": tuple(told["start"]), "ends": tuple(told.get("ends", ()))}),
+            **content,
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"reward model {folder}: {SIDECAR} is damaged: {type(error).__name__}: {error}") from error
