@@ -126,7 +126,7 @@ def json_value(text: str | bytes, finite: bool = True) -> Any:
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise Damage(f"not UTF-8 text (byte {text[error.start]:#04x})") from error  # type: ignore[str-bytes-safe]
+            raise Damage(f"not UTF-8 text (byte {text[error.start]:#04x})") from error
     if too_deep(text) is not None:
         raise Damage(f"nested more than {MAX_DEPTH} levels deep")
     try:
@@ -156,7 +156,7 @@ def typed_value(kind: type[T], value: Any) -> T:
     Raises Damage, naming the first field that is not as it should be.
     """
     try:
-        return _adapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         raise Damage(first_fault(error)) from error
     except OverflowError as error:

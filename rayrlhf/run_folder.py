@@ -10,6 +10,7 @@
                      /sessions.jsonl   one object a start or resume: when, and which versions of what
                      /evaluation.json  held-out games (evaluate.py)
                      /model/           the model of model.scratch, before training
+                     /model.json       which model it started from: fingerprints of its config and weights
                      /summary.json, /report.html (summary.py, report.py)
 """
 
@@ -34,7 +35,17 @@ from pydantic import ValidationError
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import append_to, check_plain, first_fault, open_own, read_text, replace_file, sync_folder
+from rayrlhf.files import (
+    append_to,
+    check_plain,
+    first_fault,
+    open_own,
+    read_json,
+    read_text,
+    replace_file,
+    sync_folder,
+    typed,
+)
 from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (
@@ -179,6 +190,10 @@ class RunFolder:
         return self.path / "sessions.jsonl"
 
     @property
+    def started_from(self) -> Path:
+        return self.path / "model.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -189,6 +204,25 @@ class RunFolder:
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
         return parse_config(read_text(self.config, RunFolderError), str(self.config))
+
+    def check_model(self, path: str, fingerprint: Mapping[str, str]) -> None:
+        """Keeps what the model at `path` is, or holds it against what was kept when the run began; a run of before there
+        was such a file keeps it from now on.
+
+        Raises RunFolderError where it is another.
+        """
+        if not self.started_from.is_file():
+            replace_file(self.started_from, [json.dumps({"path": path, **fingerprint}, indent=1).encode()])
+            return
+        kept = typed(
+            dict[str, str], read_json(self.started_from, RunFolderError), str(self.started_from), RunFolderError
+        )
+        changed = [part for part, value in fingerprint.items() if kept.get(part, value) != value]
+        if changed:
+            raise RunFolderError(
+                f"the run {self.name!r} cannot be resumed: the {' and the '.join(changed)} of its model {path} changed "
+                "since it began; put the model back as it was, or start a run of another name with name=..."
+            )
 
     def close(self) -> None:
         """Gives the lock back."""

@@ -40,6 +40,7 @@ from rayrlhf.room import check_start, processes_of
 from rayrlhf.run_folder import RunFolder, refuse_taken
 from rayrlhf.run_parts import (
     check_agent,
+    check_started_from,
     device_of,
     environment_settings,
     learner_settings,
@@ -272,6 +273,7 @@ def train(
         remember(folder.path, code_of_run(config))
         if start is None:
             start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
+        check_started_from(folder, start.model)
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
         stack.enter_context(ray_session(config))
