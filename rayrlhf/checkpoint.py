@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import exchange, replace_file, storage_error, sync_folder
+from rayrlhf.files import exchange, replace_file, storage_error, storing, sync_folder
 
 FORMAT = 1  # of the manifest; raised when an older reader could not read a newer checkpoint
 MANIFEST = "manifest.json"
@@ -146,7 +146,8 @@ class CheckpointStore:
         self._keep_trainer_state = keep_trainer_state
         self._keep_back = keep_back
         self._damaged: set[int] = set()  # found so by `latest`: left in place, not counted
-        folder.mkdir(parents=True, exist_ok=True)
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._clear_leftovers()
 
     def begin(self, iteration: int) -> Path:
@@ -154,8 +155,13 @@ class CheckpointStore:
         partial = self.folder / f".partial-{iteration:06d}"
         if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir()
+        with storing(partial):
+            partial.mkdir()
         return partial
+
+    def abandon(self, partial: Path) -> None:
+        """Removes what `begin` made and could not be finished, so that it takes no room."""
+        shutil.rmtree(partial, ignore_errors=True)
 
     def commit(self, partial: Path, iteration: int, state: Mapping[str, Any]) -> None:
         """Makes what was written into `partial` the checkpoint of `iteration`, on the disk, then prunes older ones.

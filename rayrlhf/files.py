@@ -126,6 +126,13 @@ def storing(path: Path) -> Iterator[None]:
         raise storage_error(path, error) from error
 
 
+def disk_is_full(error: OSError) -> StorageError | None:
+    """The fault for people, where it is a full disk that nobody closer to the file has named."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return storage_error(Path(error.filename or "a file"), error)
+
+
 def storage_error(path: Path, reason: OSError | str) -> StorageError:
     """The fault of a disk that `path` could not be written to. reason: the system's own, or what another library said."""
     told = (reason.strerror or str(reason)) if isinstance(reason, OSError) else reason
@@ -145,6 +152,23 @@ def _room(path: Path) -> str:
     except OSError:
         return ""
     return f" ({usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB are free on the disk of {there})"
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """As `storing`, around libraries that write into `folder` and have errors of their own for a disk that is full:
+    PyTorch's RuntimeError, safetensors' SafetensorError. The file that was written last is named."""
+    try:
+        with storing(folder):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full(folder):
+            raise
+        files = [entry for entry in folder.rglob("*") if entry.is_file()]
+        last = max(files, key=lambda entry: entry.stat().st_mtime_ns, default=folder)
+        raise storage_error(last, os.strerror(errno.ENOSPC)) from error
 
 
 def is_full(folder: Path, size: int = 1 << 16) -> bool:

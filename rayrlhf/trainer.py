@@ -21,7 +21,7 @@ from rayrlhf.config_loading import dump_config
 from rayrlhf.detector import Detector
 from rayrlhf.dumps import KeptBatch
 from rayrlhf.environments import check_environment, prepare_environment
-from rayrlhf.errors import DivergenceError, NotFiniteError, RunPaused, UserError
+from rayrlhf.errors import DivergenceError, NotFiniteError, RunPaused, StorageError, UserError
 from rayrlhf.gang import Gang
 from rayrlhf.guard import Guard
 from rayrlhf.interfaces import Algorithm
@@ -127,6 +127,8 @@ class Trainer:
                         self.progress.message(f"the learner died in iteration {done} ({reason}); rebuilding it")
                         self.learner.rebuild(reason)
                         done = self.state.restore()
+            except StorageError:
+                raise  # no checkpoint could be written either
             except UserError as error:
                 self.state.save_if_whole(done)
                 if isinstance(error, NotFiniteError):

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -29,6 +28,7 @@ from ruamel.yaml.error import YAMLError
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import RunFolderError
 from rayrlhf.files import replace_file, sync_folder
+from rayrlhf.lock import FolderLock, Held, is_held
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.sweep_config import SweepConfig
 
@@ -77,7 +77,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, config: SweepConfig, trials: Sequence[Trial]) -> SweepFolder:
@@ -199,7 +199,7 @@ class SweepFolder:
         Raises RunFolderError where it does not.
         """
         deadline = time.monotonic() + _RELEASE_WAIT_S
-        while _is_locked(self.run_folder(trial) / ".lock"):
+        while is_held(self.run_folder(trial)):
             if time.monotonic() > deadline:
                 raise RunFolderError(
                     f"{self.run_folder(trial)} is still being written by another process: stop it, then --resume"
@@ -208,7 +208,7 @@ class SweepFolder:
 
     def close(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> SweepFolder:
@@ -218,16 +218,13 @@ class SweepFolder:
         self.close()
 
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
+            self._lock = FolderLock.take(self.path)
+        except Held as holder:
             raise RunFolderError(
-                f"the sweep {self.path.name!r} ({self.path}) is run by another process: wait for it or stop it, or give "
+                f"the sweep {self.path.name!r} ({self.path}) is run by {holder}: wait for it or stop it, or give "
                 "this one another name with sweep.name=..."
             ) from None
-        self._lock = descriptor
 
 
 def path_of(config: SweepConfig) -> Path:
@@ -247,17 +244,3 @@ def refuse_taken(config: SweepConfig) -> None:
 def _line(trial: Trial) -> bytes:
     row: dict[str, Any] = {"name": trial.name, "parameters": dict(trial.parameters), "seed": trial.seed}
     return json.dumps(row).encode() + b"\n"
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
