@@ -272,7 +272,13 @@ class CheckpointStore:
         return None
 
     def discard_after(self, iteration: int) -> None:
-        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones."""
+        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones.
+
+        The one that is gone back to is read first: CheckpointError where it is damaged, and then nothing is removed.
+        """
+        kept = self.resumable_at_most(iteration)
+        if kept is not None:
+            verify(self._path(kept))
         for found in reversed(whole_checkpoints(self.folder)):
             if found > iteration:
                 self._remove(found)
