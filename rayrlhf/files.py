@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
 
@@ -320,12 +320,6 @@ def open_own(path: Path, flags: int, mode: int = 0o644) -> int:
     return descriptor
 
 
-def append_to(path: Path) -> BinaryIO:
-    """A file of ours, opened for writing at its end, unbuffered: what is written at once is there for every reader at
-    once. Raises RunFolderError as `open_own` does."""
-    return cast(BinaryIO, open(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab", buffering=0))
-
-
 _GIVEN_OUT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
 """What the system says where it is the disk, not the path, that takes no more."""
 
@@ -339,6 +333,13 @@ def storing(path: Path) -> Iterator[None]:
         if error.errno not in _GIVEN_OUT:
             raise
         raise storage_error(path, error) from error
+
+
+def disk_is_full(error: OSError) -> StorageError | None:
+    """The fault for people, where it is a full disk that nobody closer to the file has named."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return storage_error(Path(error.filename or "a file"), error)
 
 
 def storage_error(path: Path, reason: OSError | str) -> StorageError:
@@ -360,6 +361,23 @@ def _room(path: Path) -> str:
     except OSError:
         return ""
     return f" ({usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB are free on the disk of {there})"
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """As `storing`, around libraries that write into `folder` and have errors of their own for a disk that is full:
+    PyTorch's RuntimeError, safetensors' SafetensorError. The file that was written last is named."""
+    try:
+        with storing(folder):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full(folder):
+            raise
+        files = [entry for entry in folder.rglob("*") if entry.is_file()]
+        last = max(files, key=lambda entry: entry.stat().st_mtime_ns, default=folder)
+        raise storage_error(last, os.strerror(errno.ENOSPC)) from error
 
 
 def is_full(folder: Path, size: int = 1 << 16) -> bool:
@@ -441,3 +459,46 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
             aside.unlink()
             raise RunFolderError(f"{path} is a folder where a file is to be written: remove it") from error
         sync_folder(path.parent)
+
+
+class LineWriter:
+    """Appends to a file of ours, unbuffered: what one call writes is there for every reader at once, or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StorageError where the disk gives out, RunFolderError where a link stands in the place of the file."""
+        self._path = path
+        with storing(path):
+            self._file = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def write(self, lines: bytes) -> None:
+        """Raises StorageError where the disk takes only a part of it, which is taken away again."""
+        end, rest = os.fstat(self._file).st_size, memoryview(lines)
+        with storing(self._path):
+            try:
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError:
+                if os.fstat(self._file).st_size == end + len(lines) - len(rest):  # nobody else wrote meanwhile
+                    os.ftruncate(self._file, end)
+                raise
+
+    def sync(self) -> None:
+        """Onto the disk."""
+        with storing(self._path):
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> LineWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def append_to(path: Path) -> LineWriter:
+    """A file of ours, opened for writing at its end."""
+    return LineWriter(path)

@@ -16,15 +16,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-import socket
 import uuid
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,18 +32,18 @@ from pydantic import ValidationError
 
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
-from rayrlhf.errors import RunFolderError
+from rayrlhf.errors import RunFolderError, StorageError
 from rayrlhf.files import (
     append_to,
     check_plain,
     first_fault,
-    open_own,
     read_json,
     read_text,
     replace_file,
     sync_folder,
     typed,
 )
+from rayrlhf.lock import FolderLock, Held
 from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (
@@ -83,17 +81,21 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, config: RunConfig, config_yaml: str) -> RunFolder:
         """Makes the folder of a new run, whole or not at all. config_yaml: the resolved config, kept as `config.yaml`.
 
-        Raises RunFolderError where the name is taken or the storage path cannot be written.
+        What a run of this name left that failed before its first iteration gets another name, and a warning says so.
+
+        Raises RunFolderError where the name is taken or the storage path cannot be written, StorageError where its disk
+        is full.
         """
         if parse_config(config_yaml, "config_yaml") != config:
             raise ValueError("config_yaml is not the YAML of config")  # the run could not be resumed later
         path = _path_of(config)
+        _make_way(path)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder = cls(aside)
         try:
@@ -102,6 +104,10 @@ class RunFolder:
             folder._take_lock()
             os.rename(aside, path)  # fails on a folder that holds anything
             sync_folder(path.parent)
+        except StorageError:
+            folder.close()
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         except OSError as error:
             folder.close()
             shutil.rmtree(aside, ignore_errors=True)
@@ -118,6 +124,8 @@ class RunFolder:
     def resume(cls, config: RunConfig, config_yaml: str) -> RunFolder:
         """Takes the folder of an earlier run to continue it, and puts `config_yaml` in the place of its config.
 
+        With other settings a run that failed before its first iteration is begun anew (`create`).
+
         Raises RunFolderError where there is no such run, another process writes it, or a setting differs that is not
         in `MAY_CHANGE_ON_RESUME`; the message names each.
         """
@@ -131,6 +139,9 @@ class RunFolder:
         folder._take_lock()
         try:
             differences = _differences(folder.read_config(), config)
+            if differences and not folder.begun:
+                folder.close()
+                return cls.create(config, config_yaml)
             if differences:
                 raise RunFolderError(
                     f"the run {config.name!r} cannot be resumed with other settings than it was started with:\n  "
@@ -201,6 +212,12 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def begun(self) -> bool:
+        """Whether an iteration was recorded or saved; what is damaged counts as one."""
+        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return recorded or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
         return parse_config(read_text(self.config, RunFolderError), str(self.config))
@@ -227,7 +244,7 @@ class RunFolder:
     def close(self) -> None:
         """Gives the lock back."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> RunFolder:
@@ -242,25 +259,13 @@ class RunFolder:
         check_plain(self.path, not_folders=[path.name for path in files])
 
     def _take_lock(self) -> None:
-        descriptor = open_own(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
-            # POSIX record lock: held by this process alone (`flock` would live on in a forked child), NFS included
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
-            os.close(descriptor)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RunFolderError(
-                    f"the run {self.name!r} ({self.path}) is being written by {holder or 'another process'}: "
-                    "wait for it or stop it, or give this run another name with name=..."
-                ) from None
+            self._lock = FolderLock.take(self.path)
+        except Held as holder:
             raise RunFolderError(
-                f"{self.path}: this file system keeps no locks ({error.strerror}), so two runs could write over each "
-                "other; give a folder on another one with storage_path=..."
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        self._lock = descriptor
+                f"the run {self.name!r} ({self.path}) is being written by {holder}: "
+                "wait for it or stop it, or give this run another name with name=..."
+            ) from None
 
     def _record_session(self, event: str) -> None:
         session = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **installed_versions()}
@@ -314,6 +319,25 @@ def refuse_taken(config: RunConfig) -> None:
 
 def _path_of(config: RunConfig) -> Path:
     return Path(config.storage_path).expanduser().absolute() / config.name
+
+
+def _make_way(path: Path) -> None:
+    """Gives the folder of a run that failed before its first iteration another name, and says so; leaves all others."""
+    old = RunFolder(path)
+    if path.is_symlink() or not old.config.is_file() or old.begun:
+        return
+    old._take_lock()  # raises RunFolderError where the run has just been started
+    try:
+        number = 1
+        while os.path.lexists(aside := path.with_name(f"{path.name}.failed-{number}")):
+            number += 1
+        os.rename(path, aside)
+    finally:
+        old.close()
+    warnings.warn(
+        f"the run {path.name!r} failed before its first iteration and is begun anew; what it left is in {aside}",
+        stacklevel=3,
+    )
 
 
 def parse_config(text: str, source: str) -> RunConfig:
