@@ -16,8 +16,9 @@ from rayrlhf.errors import EpisodeError
 from rayrlhf.games import text as game_text
 from rayrlhf.games.interpreter import Interpreter, Shown
 from rayrlhf.games.kinds import GameKind, game_kind
-from rayrlhf.games.making import MOST_GAMES, game_file, make_all
+from rayrlhf.games.making import MOST_GAMES, game_file, make_all, require_textworld
 from rayrlhf.games.map import ascii_map, world_map
+from rayrlhf.games.progress import check_game
 from rayrlhf.text_space import TextSpace
 from rayrlhf.types import GameState, Split
 
@@ -119,8 +120,14 @@ class TextWorld(gymnasium.Env[str, str]):
         """Makes all games that an environment with these parameters plays, so that no episode has to wait for them.
 
         processes: so many make them side by side, each about one game a second.
+
+        Raises:
+            EpisodeError: one of its `files` is no game that can be played.
         """
         environment = cls(**parameters)
+        require_textworld()
+        for path in environment._files or ():
+            check_game(path)
         if environment._files is None:
             make_all(environment._kind, environment._games["train"], environment._games["held_out"], processes)
 

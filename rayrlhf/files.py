@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from rayrlhf.errors import RunFolderError, UserError
 
 T = TypeVar("T")
@@ -78,6 +76,8 @@ def typed(kind: type[T], value: Any, place: str, fault: type[UserError]) -> T:
 
     Raises `fault`, naming the place and the first field that is not as it should be.
     """
+    from pydantic import TypeAdapter, ValidationError  # slow to import, and of no use to a process that plays games
+
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

@@ -264,6 +264,8 @@ def train(
             start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
+        for warning in parts.warnings():
+            progress.message(warning)
         stack.enter_context(ray_session(config))
         if gang is None:
             check_resources(config)

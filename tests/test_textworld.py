@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import os
 import pickle
 import random
@@ -451,6 +452,78 @@ def test_a_file_that_is_no_game_is_named(make: Make, tmp_path: Path) -> None:
     path.write_text("Dear player, " * 100)
     with pytest.raises(EpisodeError, match=r"letter\.z5 is no game of the Z-machine"):
         make(files=str(path)).reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], r"not JSON"),
+        (lambda text: "[" * 100_000, r"nested too deeply"),
+        (lambda text: "{}", r"is damaged, or no game that this TextWorld knows: KeyError: 'KB'"),
+        (lambda text: "[]", r"is damaged, or no game"),
+        (lambda text: text.replace('"world"', '"word"'), r"is damaged, or no game.* KeyError: 'world'"),
+        (lambda text: json.dumps({**json.loads(text), "infos": []}), r"is damaged, or no game"),
+        (lambda text: json.dumps({**json.loads(text), "version": 9}), r"is damaged, or no game.*version 9"),
+    ],
+)
+def test_a_damaged_description_of_a_game_is_named(
+    make: Make, tmp_path: Path, damage: Callable[[str], str], message: str
+) -> None:
+    """By the run before it starts, or else by the first reset; other games can be played afterwards."""
+    shutil.copytree(game_file(game_kind("coin_collector", level=3), "train", 0).parent, tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    path = tmp_path / "b" / "game.json"
+    path.write_text(damage(path.read_text()))
+    environment = make(files=str(tmp_path))
+    seeds = sorted(range(2), key=lambda seed: environment._file_of(seed).parent.name)
+    for played in (lambda: environment.reset(seed=seeds[1]), lambda: world_map(path.with_suffix(".z8"))):
+        with pytest.raises(EpisodeError, match=rf"^[^\n]*/b/game\.json[^\n]*{message}[^\n]*$"):
+            played()
+    assert environment.reset(seed=seeds[0])[1]["commands"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[: len(content) // 2], r"is cut short: its header speaks of \d+ bytes"),
+        (lambda content: content[:5000] + b"?" + content[5001:], r"is damaged: the sum of its bytes"),
+        (lambda content: b"", r"is no game of the Z-machine"),
+        (lambda content: b"\x00" * 100_000, r"is no game of the Z-machine"),
+    ],
+)
+@pytest.mark.parametrize("described", [True, False])
+def test_a_damaged_game_is_named(
+    make: Make, tmp_path: Path, damage: Callable[[bytes], bytes], message: str, described: bool
+) -> None:
+    """Before the interpreter, which ends its process over some of them, sees it."""
+    source = game_file(game_kind("coin_collector", level=3), "train", 0)
+    path = tmp_path / "game.z8"
+    path.write_bytes(damage(source.read_bytes()))
+    if described:
+        shutil.copy(source.with_suffix(".json"), tmp_path)
+    for played in (lambda: make(files=str(path)).reset(seed=0), lambda: TextWorld.prepare(1, files=str(path))):
+        with pytest.raises(EpisodeError, match=rf"^{path} {message}"):
+            played()
+
+
+def test_a_game_that_begins_with_its_end_is_named(make: Make, tmp_path: Path) -> None:
+    """The quest holds where the game begins: TextWorld says no end, and its game takes no command any more."""
+    from textworld.generator import compile_game
+    from textworld.generator.game import Event, Quest
+
+    maker = textworld.GameMaker(options=textworld.GameOptions())
+    room = maker.new_room("hall")
+    maker.set_player(room)
+    box = maker.new(type="c", name="box")
+    room.add(box)
+    maker.add_fact("open", box)
+    maker.quests = [Quest(win_events=[Event(conditions={maker.new_fact("open", box)})])]
+    options = textworld.GameOptions()
+    options.path = str(tmp_path / "game.z8")
+    compile_game(maker.build(), options)
+    for played in (lambda: make(files=options.path).reset(seed=0), lambda: TextWorld.prepare(1, files=options.path)):
+        with pytest.raises(EpisodeError, match=r"game\.json is a game that is over before the first command"):
+            played()
 
 
 def test_the_object_table_of_both_formats() -> None:
