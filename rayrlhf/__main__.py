@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from pathlib import Path
 
 from rayrlhf.errors import UserError
 
@@ -15,6 +17,7 @@ def main() -> None:
     folder = os.getcwd()
     if folder not in sys.path[:1]:
         sys.path.insert(0, folder)  # so that `my_rewards:MyReward` loads, whichever way we were started
+    warnings.formatwarning = _told_warning
     try:
         from rayrlhf.cli import app
 
@@ -31,6 +34,16 @@ def main() -> None:
         if end.code == INTERRUPTED:  # the command line turns Ctrl-C into this code, in silence
             _say_interrupted()
         raise
+
+
+def _told_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Ours as one line, for the person who started the command; a library's with its place."""
+    from rayrlhf.files import printable
+
+    own = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
+    return f"{'warning' if own else f'{filename}:{lineno}: {category.__name__}'}: {printable(str(message))}\n"
 
 
 def _say_interrupted() -> None:

@@ -66,7 +66,7 @@ class NextTokenModule(SupervisedModule):
 
     def write(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         self.model.save_pretrained(folder, state_dict=state)
-        AutoTokenizer.from_pretrained(self.settings.model).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(self.settings.model, trust_remote_code=False).save_pretrained(folder)
 
     def train_dataloader(self) -> DataLoader[Any]:
         rows = training_rows(self.settings, len(self.training_blocks), self.current_epoch, self.global_rank)
@@ -86,5 +86,5 @@ class NextTokenModule(SupervisedModule):
 
 def build(settings: SupervisedSettings, work: Path) -> NextTokenModule:
     """The module of a worker."""
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32, trust_remote_code=False)
     return NextTokenModule(model, settings, work)

@@ -75,6 +75,14 @@ def is_gymnasium_id(name: str) -> bool:
     return _GYMNASIUM_ID.fullmatch(name) is not None
 
 
+def is_own(kind: Kind, name: str) -> bool:
+    """Whether the name leads to a file of `rewards/` or `envs/`, by itself or by a Gymnasium id of RayRLHF's own; decided
+    without an import of anything else."""
+    if kind == "environment" and is_gymnasium_id(name):
+        return name.startswith("rayrlhf/")
+    return ":" not in name and _is_built_in(kind, canonical(name))
+
+
 def gymnasium_defaults(name: str) -> dict[str, Any]:
     """The constructor's arguments that a Gymnasium id was registered with; none for other names."""
     return dict(_gymnasium_spec(name).kwargs) if is_gymnasium_id(name) else {}

@@ -19,8 +19,10 @@ from transformers.utils import logging as transformers_logging
 
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import ModelError
+from rayrlhf.files import SHOWN, printable
 from rayrlhf.kl_estimators import VocabularyEstimator, vocabulary_kl
 from rayrlhf.losses import selected_logprobs
+from rayrlhf.trust import code_of_model
 from rayrlhf.types import AllowedTokens, FloatArray, IntArray
 
 CHECKED_AT_ONCE_BYTES = 1_000_000_000  # a local model up to this size is loaded once before a run starts, as a check
@@ -55,7 +57,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except Exception as error:
-        raise ModelError(f"model {config.path}: its tokenizer does not load: {_first_line(error)}") from error
+        raise ModelError(f"model {config.path}: its tokenizer does not load: {_reason(config, error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"model {config.path}: its tokenizer has no end-of-sequence token, so no answer would ever end"
@@ -81,7 +83,7 @@ def load_policy(config: ModelConfig, dtype: torch.dtype = torch.float32, device:
             path, dtype=dtype, trust_remote_code=config.trust_remote_code, output_loading_info=True
         )
     except Exception as error:
-        raise ModelError(f"model {config.path} does not load: {_first_line(error)}") from error
+        raise ModelError(f"model {config.path} does not load: {_reason(config, error)}") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -94,7 +96,7 @@ def context_length(config: ModelConfig) -> int:
     try:
         loaded = AutoConfig.from_pretrained(resolve_model(config.path), trust_remote_code=config.trust_remote_code)
     except Exception as error:
-        raise ModelError(f"model {config.path}: its config.json does not load: {_first_line(error)}") from error
+        raise ModelError(f"model {config.path}: its config.json does not load: {_reason(config, error)}") from error
     length = getattr(loaded.get_text_config(), "max_position_embeddings", None)
     if not isinstance(length, int) or length < 2:
         raise ModelError(f"model {config.path}: its config.json names no max_position_embeddings")
@@ -236,6 +238,18 @@ def _forwards(
         first = min(starts[i] for i in batch)  # logits before it are never looked at
         keep = ids.shape[1] - first + 1
         yield batch, ids, first, model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+
+
+def _reason(config: ModelConfig, error: Exception) -> str:
+    """Why a model did not load: where it brings code that was not run, that and who may say otherwise."""
+    code = [] if config.trust_remote_code else code_of_model(resolve_model(config.path))
+    if not code and "trust_remote_code" not in str(error):
+        return _first_line(error)
+    named = printable(", ".join(entry.what for entry in code))[:SHOWN]
+    return (
+        f"it brings Python code of its own{f' ({named})' if named else ''}, which was not run. If you know what it does, "
+        "name the folder or model with --trust, or train with model.trust_remote_code=true"
+    )
 
 
 def _first_line(error: Any) -> str:

@@ -50,6 +50,7 @@ from rayrlhf.run_parts import (
 from rayrlhf.run_state import RunState
 from rayrlhf.schedule import Schedule, make_schedule
 from rayrlhf.summary import RunSummary, summarise
+from rayrlhf.trust import code_of_run, remember
 from rayrlhf.types import EpisodeScore, FloatArray, Trajectory
 from rayrlhf.worker import RolloutPool
 
@@ -233,7 +234,7 @@ class Trainer:
     ) -> list[SampleRecord]:
         """Records the episodes of an iteration, and returns what was recorded."""
         shaped = self.algorithm.shaped_rewards(trajectories, scores)
-        rows = zip(trajectories, scores, shaped, self.algorithm.turn_values(trajectories, values))
+        rows = zip(trajectories, scores, shaped, self.algorithm.turn_values(trajectories, values), strict=True)
         records = [sample_record(self.schedule.run, iteration, *row) for row in rows]
         self.log.record_samples(records)
         return records
@@ -260,6 +261,7 @@ def train(
         rewards = ResponseScorer(parts, config.response, config.rollout.max_new_tokens)
         open_folder = RunFolder.resume if resume else RunFolder.create
         folder = stack.enter_context(open_folder(config, dump_config(config)))
+        remember(folder.path, code_of_run(config))
         if start is None:
             start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
         progress = stack.enter_context(Progress(config.iterations))

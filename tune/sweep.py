@@ -24,6 +24,7 @@ from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import ConfigError, LearnerError
 from rayrlhf.files import replace_file
 from rayrlhf.gang import gang_bundles
+from rayrlhf.trust import NOBODY, Trust, remember
 from rayrlhf.tune import pbt
 from rayrlhf.tune.capacity import check_gangs_fit, logical_cpus, own_cluster_cores, side_by_side
 from rayrlhf.tune.folder import Ending, SweepFolder, is_over, path_of, read_ending, refuse_taken, write_ending
@@ -32,6 +33,7 @@ from rayrlhf.tune.live_table import LiveTable
 from rayrlhf.tune.optuna_search import OptunaPoints, require_optuna
 from rayrlhf.tune.plan import Trial, TrialMaker, dimensions, plan
 from rayrlhf.tune.results import read_sweep
+from rayrlhf.tune.sweep_code import code_of_trials, require_planned
 from rayrlhf.tune.sweep_config import ASHAConfig, OptunaSearchConfig, PBTConfig, SweepConfig, SweepRequest
 from rayrlhf.tune.sweep_report import write_sweep_report
 from rayrlhf.tune.trial import TrialSettings, choice_of, config_of, run_trial, seconds_of
@@ -46,8 +48,10 @@ TUNE_SETTINGS = {
 }
 
 
-def run_sweep(request: SweepRequest, resume: bool = False, console: Console | None = None) -> Path:
-    """Runs a sweep, or what is left of it, to its report; returns its folder.
+def run_sweep(
+    request: SweepRequest, resume: bool = False, console: Console | None = None, trust: Trust = NOBODY
+) -> Path:
+    """Runs a sweep, or what is left of it, to its report; returns its folder. trust: for the trials of one to resume.
 
     Raises a UserError for every fault before anything starts; LearnerError where all trials crashed; KeyboardInterrupt
     for Ctrl-C and SIGTERM, with what the runs had saved left in place for `--resume`.
@@ -55,6 +59,8 @@ def run_sweep(request: SweepRequest, resume: bool = False, console: Console | No
     sweep = request.config
     with contextlib.ExitStack() as stack:
         earlier = stack.enter_context(SweepFolder.resume(sweep)) if resume else None
+        if earlier is not None:
+            require_planned(request, earlier, trust)
         checked = _checked(request, earlier)
         configs = [trial.config for trial in checked]
         cores = own_cluster_cores()
@@ -66,6 +72,7 @@ def run_sweep(request: SweepRequest, resume: bool = False, console: Console | No
         check_shared_storage(path_of(sweep).parent)
         planned = [] if _proposes(sweep) else checked
         folder = earlier or stack.enter_context(SweepFolder.create(sweep, planned))
+        remember(folder.path, code_of_trials(checked))
         table = LiveTable(folder, console)
         table.expect(folder.read_trials())
         side = f"{at_once} side by side" if at_once else "as many side by side as there is room for"
@@ -101,7 +108,8 @@ class Endings(tune.Callback):
 
 def _reason(error_file: Path) -> str:
     """What Tune has noted of a trial's end: a line with the time, then the error."""
-    return error_file.read_text().splitlines()[1]
+    lines = error_file.read_text(errors="replace").splitlines()
+    return lines[1] if len(lines) > 1 else "Tune noted no reason"
 
 
 def _checked(request: SweepRequest, earlier: SweepFolder | None) -> list[Trial]:

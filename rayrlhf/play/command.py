@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from rayrlhf.agent_text import make_prompter
 from rayrlhf.config import ModelConfig
 from rayrlhf.environments import EnvironmentSettings, open_environments
@@ -33,6 +31,8 @@ from rayrlhf.policy import (
     resolve_model,
     vocabulary_fingerprint,
 )
+from rayrlhf.terminal_output import plain_console
+from rayrlhf.trust import NOBODY, Trust, code_of_environment
 from rayrlhf.types import IntArray
 from rayrlhf.value import load_value
 
@@ -55,6 +55,7 @@ class PlayOptions:
     greedy: bool
     save: Path | None
     exports: Exports
+    trust: Trust = NOBODY
 
     def check(self) -> None:
         """Raises UserError for what does not go together, and for files that are there already."""
@@ -82,12 +83,12 @@ class Seat:
 def play(options: PlayOptions) -> None:
     """Plays until the player leaves, Ctrl-C included, and writes the files that were asked for. Raises UserError."""
     options.check()
-    setting = find_setting(options.source, options.game, "held_out" if options.held_out else "train")
+    setting = find_setting(options.source, options.game, "held_out" if options.held_out else "train", options.trust)
     if options.temperature is not None:
         setting = replace(setting, sampling=replace(setting.sampling, temperature=options.temperature))
     seat = take_seat(setting, with_policy=not options.human)
     transcript = TranscriptFile(header_of(setting, seat, options.seed), options.save)
-    console = plain_console()
+    console = plain_console(highlight=False, markup=False, emoji=False)
     screen = Screen(console, setting.title)
     player: Decider
     if options.watch:
@@ -102,11 +103,12 @@ def play(options: PlayOptions) -> None:
         console.print(line, soft_wrap=True)
 
 
-def play_again(file: Path, exports: Exports) -> bool:
+def play_again(file: Path, exports: Exports, trust: Trust = NOBODY) -> bool:
     """Plays a transcript again and prints whether it leads to the same states; returns that. Raises UserError."""
     exports.check()
     transcript = read_transcript(file)
-    header, console = transcript.header, plain_console()
+    header, console = transcript.header, plain_console(highlight=False, markup=False, emoji=False)
+    trust.require(file, code_of_environment(header.environment))
     settings = EnvironmentSettings(header.environment, header.parameters, header.split)
     with contextlib.closing(open_environments(settings)) as environments:
         difference = first_difference(transcript, environments)
@@ -195,8 +197,3 @@ def header_of(setting: Setting, seat: Seat, seed: int) -> Header:
         seed=seed,
         agent=setting.agent.model_dump(),
     )
-
-
-def plain_console() -> Console:
-    """A console that takes text as it is."""
-    return Console(highlight=False, markup=False, emoji=False)

@@ -33,7 +33,7 @@ def write_reward_model(folder: Path, network: RewardNetwork, start: Path, state:
     """Writes trained tensors, named as `network` names them; what is no tensor stays as it is in `start`."""
     own = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     network.classifier.save_pretrained(folder, state_dict=own)
-    AutoTokenizer.from_pretrained(start).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(start, trust_remote_code=False).save_pretrained(folder)
     write_sidecar(folder, with_scalars(read_sidecar(start), {key: float(state[key]) for key in SCALARS}))
 
 
@@ -54,7 +54,7 @@ def load_reward_network(folder: Path) -> RewardNetwork:
     try:
         classifier: Any
         classifier, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -67,7 +67,7 @@ def load_reward_network(folder: Path) -> RewardNetwork:
 def load_reward_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Raises ModelError."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"reward model {folder}: its tokenizer does not load: {reason}") from error
