@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -12,6 +11,7 @@ from typing import Any, Literal, get_args
 import gymnasium
 import numpy as np
 
+from rayrlhf.environments.order import epoch_order
 from rayrlhf.errors import EpisodeError
 from rayrlhf.games import text as game_text
 from rayrlhf.games.interpreter import Interpreter, Shown
@@ -59,6 +59,7 @@ class TextWorld(gymnasium.Env[str, str]):
         games: int = 230,
         held_out_games: int = 40,
         split: Split = "train",
+        run_seed: int = 0,
         files: str | Sequence[str] | None = None,
         parts: Sequence[Part] = ("feedback",),
         prune: Sequence[str] = (),
@@ -72,6 +73,7 @@ class TextWorld(gymnasium.Env[str, str]):
             quest_length) or cooking (recipe, take, go, open, cook, cut, drop, foods); see `rayrlhf.games.kinds`.
         games, held_out_games: how many different games each split has.
         split: which of them are played, train or held_out.
+        run_seed: of the run; what order the train split's games come in follows from it.
         files: game files, or a folder of them, that are played instead in either split: TextWorld's .z8 with their
             .json, or other Z-machine games, whose commands and keys are unknown.
         parts: what an observation shows, in this order, of feedback, description, inventory and objective. The
@@ -101,6 +103,7 @@ class TextWorld(gymnasium.Env[str, str]):
         self._files = None if files is None else _game_files(files)
         self._games = {"train": games, "held_out": held_out_games}
         self._split: Split = split
+        self._run_seed = run_seed
         self._parts = tuple(parts)
         self._prune = tuple(prune)
         self._max_steps = _step_limit(max_steps, self._kind)
@@ -182,14 +185,14 @@ class TextWorld(gymnasium.Env[str, str]):
         count = self._count()
         if self._split == "held_out":
             return seed % count
-        return int(np.flatnonzero(_order(0, count) == self._number_of(seed))[0])
+        return int(np.flatnonzero(epoch_order(self._run_seed, 0, count) == self._number_of(seed))[0])
 
     def _count(self) -> int:
         return len(self._files) if self._files is not None else self._games[self._split]
 
     def _number_of(self, episode: int) -> int:
         epoch, place = divmod(episode, self._count())
-        return place if self._split == "held_out" else int(_order(epoch, self._count())[place])
+        return place if self._split == "held_out" else int(epoch_order(self._run_seed, epoch, self._count())[place])
 
     def _file_of(self, episode: int) -> Path:
         number = self._number_of(episode)
@@ -242,12 +245,6 @@ def _game_files(files: str | Sequence[str]) -> list[Path]:
     if not found:
         raise EpisodeError("textworld: files is empty; name a game file or a folder of them")
     return found
-
-
-@functools.lru_cache(maxsize=4)
-def _order(epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """[count] the games of an epoch, in the order they are played."""
-    return np.random.default_rng(epoch).permutation(count)
 
 
 def _step_limit(max_steps: int | Literal["auto"] | None, kind: GameKind) -> int | None:

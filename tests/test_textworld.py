@@ -435,6 +435,20 @@ def test_game_files_are_played_from_a_file_or_a_folder(make: Make, tmp_path: Pat
     TextWorld.prepare(1, files=str(tmp_path))  # nothing is to be made
 
 
+def test_runs_of_other_seeds_play_the_games_in_other_orders() -> None:
+    """The first seed of a game is known in each; held-out games stay in their order."""
+    for run_seed in range(3):
+        environment = TextWorld(**{**COIN, "games": 40}, run_seed=run_seed)
+        order = [environment._number_of(seed) for seed in range(40)]
+        assert sorted(order) == list(range(40))
+        again = [environment._number_of(seed) for seed in range(40, 80)]
+        assert [environment.first_seed(40 + place) for place in range(40)] == [order.index(game) for game in again]
+        held_out = TextWorld(**{**COIN, "held_out_games": 5}, split="held_out", run_seed=run_seed)
+        assert [held_out._number_of(seed) for seed in range(5)] == list(range(5))
+    orders = [TextWorld(**{**COIN, "games": 40}, run_seed=seed)._number_of(0) for seed in range(9)]
+    assert len(set(orders)) > 3
+
+
 def test_a_game_of_unknown_logic_is_played_without_commands_and_key(make: Make, tmp_path: Path) -> None:
     """Any Z-machine game: TextWorld's without its .json is one."""
     shutil.copy(game_file(game_kind("coin_collector", level=3), "train", 0), tmp_path / "game.z8")

@@ -28,7 +28,7 @@ from rayrlhf.types import GameState, Split, StepResult
 if TYPE_CHECKING:  # a process that plays games needs no config, and pydantic takes long to import
     from rayrlhf.config import EnvironmentConfig
 
-_HANDED = ("prompts", "split")  # constructor parameters that the run fills
+_HANDED = ("prompts", "split", "run_seed")  # constructor parameters that the run fills
 _STEP_VALUES = "(observation, reward, terminated, truncated, info)"
 _OLD_RESET = (
     "That is the API that Gymnasium had as Gym, before 0.26: write `def reset(self, *, seed=None, options=None)`, and "
@@ -50,11 +50,14 @@ class EnvironmentSettings:
     step_timeout_s: float = 20.0  # of one step or reset of one game
     max_retries: int = 3  # how often one step is tried again
     processes: int = 1  # that the games are spread over
+    run_seed: int = 0  # which order its prompts or games come in, where they have one
 
     @classmethod
-    def of(cls, config: EnvironmentConfig, split: Split) -> EnvironmentSettings:
+    def of(cls, config: EnvironmentConfig, split: Split, run_seed: int = 0) -> EnvironmentSettings:
         """Those that a run's config asks for."""
-        return cls(config.name, config.parameters, split, config.step_timeout_s, config.max_retries)
+        return cls(
+            config.name, config.parameters, split, config.step_timeout_s, config.max_retries, run_seed=run_seed
+        )
 
 
 def load_environment(name: str) -> Callable[..., Environment]:
@@ -115,14 +118,15 @@ def prepare_environment(settings: EnvironmentSettings) -> None:
 
 
 def make_environment(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Environment:
-    """Builds one environment; the split and `prompts`, if there are any, go to constructors that take them.
+    """Builds one environment; the split, the run's seed and `prompts`, if there are any, go to constructors that take
+    them.
 
     Raises EpisodeError as `check_environment` does, and for spaces that are not text; what the constructor raises is
     let through.
     """
     creator = check_environment(settings, prompts)
     known = _parameters(creator)
-    handed = {"split": settings.split, **({"prompts": tuple(prompts)} if prompts else {})}
+    handed = {"split": settings.split, "run_seed": settings.run_seed, **({"prompts": tuple(prompts)} if prompts else {})}
     arguments = {**settings.parameters, **{name: value for name, value in handed.items() if name in known}}
     if plugins.is_gymnasium_id(settings.name):
         environment: Any = gymnasium.make(settings.name, disable_env_checker=True, **arguments)
