@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
+from io import TextIOWrapper
 from pathlib import Path
 
 from rayrlhf.errors import UserError
+from rayrlhf.interrupts import ended_as_by_ctrl_c
+from rayrlhf.python_path import working_folder_last
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 
 
 def main() -> None:
     """Exits 0, with a command's own code, 2 for what the user gave, 130 for Ctrl-C; a bug keeps its traceback."""
-    folder = os.getcwd()
-    if folder not in sys.path[:1]:
-        sys.path.insert(0, folder)  # so that `my_rewards:MyReward` loads, whichever way we were started
+    working_folder_last()  # before much is imported: a file there may have the name of what we need
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, and stops nothing
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _told_warning
     try:
         from rayrlhf.cli import app
 
-        app(prog_name="rayrlhf")
+        with ended_as_by_ctrl_c():
+            app(prog_name="rayrlhf")
     except UserError as error:
         from rayrlhf.files import printable
 

@@ -16,7 +16,12 @@ from rayrlhf.errors import RewardError
 from rayrlhf.plugin_cli import parsed_parameters, say_results, yaml_parameters
 from rayrlhf.terminal_output import plain_console, say
 
-rewards_app = typer.Typer(help="List, show, test and time rewards.", no_args_is_help=True)
+rewards_app = typer.Typer(
+    help="List, show, test and time rewards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Name = Annotated[str, typer.Argument(help="A built-in reward, an entry point, or module:Name.", show_default=False)]
 Parameters = Annotated[

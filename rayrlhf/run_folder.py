@@ -94,11 +94,7 @@ class RunFolder:
         except OSError as error:
             folder.close()
             shutil.rmtree(aside, ignore_errors=True)
-            if os.path.lexists(path):
-                raise RunFolderError(
-                    f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
-                    "or give this one another name with name=..."
-                ) from None
+            refuse_taken(config)
             raise RunFolderError(
                 f"the run's folder cannot be made in storage_path {config.storage_path!r}: {error.strerror}; "
                 "give a folder that you may write with storage_path=..."
@@ -270,6 +266,16 @@ def has_probe(storage_path: Path, token: str) -> bool:
 
 def remove_probe(storage_path: Path, token: str) -> None:
     (storage_path / f".probe-{token}").unlink(missing_ok=True)
+
+
+def refuse_taken(config: RunConfig) -> None:
+    """Raises RunFolderError where `RunFolder.create` would, because the run's name is in use."""
+    path = _path_of(config)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise RunFolderError(
+            f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
+            "or give this one another name with name=..."
+        ) from None
 
 
 def _path_of(config: RunConfig) -> Path:

@@ -55,9 +55,7 @@ class EnvironmentSettings:
     @classmethod
     def of(cls, config: EnvironmentConfig, split: Split, run_seed: int = 0) -> EnvironmentSettings:
         """Those that a run's config asks for."""
-        return cls(
-            config.name, config.parameters, split, config.step_timeout_s, config.max_retries, run_seed=run_seed
-        )
+        return cls(config.name, config.parameters, split, config.step_timeout_s, config.max_retries, run_seed=run_seed)
 
 
 def load_environment(name: str) -> Callable[..., Environment]:
@@ -126,7 +124,11 @@ def make_environment(settings: EnvironmentSettings, prompts: Sequence[str] = ())
     """
     creator = check_environment(settings, prompts)
     known = _parameters(creator)
-    handed = {"split": settings.split, "run_seed": settings.run_seed, **({"prompts": tuple(prompts)} if prompts else {})}
+    handed = {
+        "split": settings.split,
+        "run_seed": settings.run_seed,
+        **({"prompts": tuple(prompts)} if prompts else {}),
+    }
     arguments = {**settings.parameters, **{name: value for name, value in handed.items() if name in known}}
     if plugins.is_gymnasium_id(settings.name):
         environment: Any = gymnasium.make(settings.name, disable_env_checker=True, **arguments)

@@ -18,7 +18,12 @@ from rayrlhf.games.cli import make_games_command
 from rayrlhf.plugin_cli import parsed_parameters, say_results, yaml_parameters
 from rayrlhf.terminal_output import plain_console, say
 
-envs_app = typer.Typer(help="List, show, test and time environments; make games.", no_args_is_help=True)
+envs_app = typer.Typer(
+    help="List, show, test and time environments; make games.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Name = Annotated[
     str,
