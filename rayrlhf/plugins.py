@@ -41,9 +41,8 @@ def load(kind: Kind, name: str) -> Any:
     a text, or an instance that is called as its class would be. `functools.partial` of any is as what it is of.
 
     Importing it is the only side effect, for `module:Name` with the working directory at the end of `sys.path`. Raises
-    RewardError or EpisodeError
-    where nothing has that name (the message suggests the nearest), where its module fails to import (the message
-    has file, line and the original error), or where what was found is nothing of that kind.
+    RewardError or EpisodeError where nothing has that name (the message suggests the nearest), where its module fails to
+    import (the message has file, line and the original error), or where what was found is nothing of that kind.
     """
     if kind == "environment" and is_gymnasium_id(name):
         return _load_gymnasium(name)
