@@ -63,11 +63,12 @@ def ray_cluster(cpus: int, object_store_bytes: int = LOCAL_OBJECT_STORE_BYTES) -
             stack.callback(ray.shutdown)
             ray_start.join(address, **options)
         else:
+            session = stack.enter_context(ray_start.OwnSession())
             stack.enter_context(reaped())
             stack.callback(ray.shutdown)
             os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine go first
             cores = max(os.cpu_count() or 1, cpus)
-            ray_start.start(cores, object_store_bytes, logging_level=logging.ERROR, **options)
+            session.folder = ray_start.start(cores, object_store_bytes, logging_level=logging.ERROR, **options)
         yield
 
 

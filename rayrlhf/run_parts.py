@@ -108,7 +108,7 @@ def _learned_part(part: RewardPart, config: RunConfig) -> RewardPart:
 def environment_settings(config: RunConfig) -> dict[Split, EnvironmentSettings]:
     """How the environments of each split are made; not every environment has held-out games."""
     splits: tuple[Split, ...] = ("train", "held_out") if has_held_out_games(config.environment.name) else ("train",)
-    return {split: EnvironmentSettings.of(config.environment, split) for split in splits}
+    return {split: EnvironmentSettings.of(config.environment, split, config.seed) for split in splits}
 
 
 def worker_settings(

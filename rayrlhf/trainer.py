@@ -297,6 +297,8 @@ def train(
         check_started_from(folder, start.model)
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
+        for warning in parts.warnings():
+            progress.message(warning)
         stack.enter_context(ray_session(config))
         if gang is None:
             check_resources(config)
