@@ -73,7 +73,7 @@ def imitate(config: RunConfig, output: Path, settings: ImitationSettings) -> Pat
         progress.message(f"{len(shown)} turns of {settings.games} solutions, {settings.epochs} epochs")
         stack.enter_context(ray_session(config))
         objective = Objective(PolicyGradientLoss(importance_cap=None))
-        paced = config.model_copy(update={"iterations": settings.epochs})
+        paced = config.model_copy(update={"iterations": settings.epochs, "schedule_iterations": None})
         group = LearnerGroup(learner_settings(paced, start, objective, device_of(config, config.learner.gpus_per_rank)))
         stack.callback(group.close)
         group.start()

@@ -50,6 +50,8 @@ MAY_CHANGE_ON_RESUME = (
     "name",  # the folder may have been renamed
     "storage_path",
     "iterations",
+    "schedule",  # what it does to the schedules is said and recorded: run_length.py
+    "schedule_iterations",
     "reward_timeout_s",
     "environment.step_timeout_s",
     "environment.max_retries",
@@ -94,7 +96,7 @@ class RunFolder:
         """
         if parse_config(config_yaml, "config_yaml") != config:
             raise ValueError("config_yaml is not the YAML of config")  # the run could not be resumed later
-        path = _path_of(config)
+        path = path_of(config)
         _make_way(path)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder = cls(aside)
@@ -129,7 +131,7 @@ class RunFolder:
         Raises RunFolderError where there is no such run, another process writes it, or a setting differs that is not
         in `MAY_CHANGE_ON_RESUME`; the message names each.
         """
-        folder = cls(_path_of(config))
+        folder = cls(path_of(config))
         if not folder.config.is_file():
             raise RunFolderError(
                 f"there is no run {config.name!r} in storage_path {config.storage_path!r} to resume: "
@@ -309,23 +311,30 @@ def remove_probe(storage_path: Path, token: str) -> None:
 
 def refuse_taken(config: RunConfig) -> None:
     """Raises RunFolderError where `RunFolder.create` would, because the run's name is in use."""
-    path = _path_of(config)
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+    path = path_of(config)
+    if os.path.lexists(path) and not _never_began(path) and not (path.is_dir() and not any(path.iterdir())):
         raise RunFolderError(
             f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
             "or give this one another name with name=..."
         ) from None
 
 
-def _path_of(config: RunConfig) -> Path:
+def path_of(config: RunConfig) -> Path:
+    """Where the run's folder lies, or is to lie."""
     return Path(config.storage_path).expanduser().absolute() / config.name
+
+
+def _never_began(path: Path) -> bool:
+    """Whether it is the folder of a run that failed before its first iteration."""
+    run = RunFolder(path)
+    return not path.is_symlink() and run.config.is_file() and not run.begun
 
 
 def _make_way(path: Path) -> None:
     """Gives the folder of a run that failed before its first iteration another name, and says so; leaves all others."""
-    old = RunFolder(path)
-    if path.is_symlink() or not old.config.is_file() or old.begun:
+    if not _never_began(path):
         return
+    old = RunFolder(path)
     old._take_lock()  # raises RunFolderError where the run has just been started
     try:
         number = 1

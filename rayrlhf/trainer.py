@@ -38,6 +38,7 @@ from rayrlhf.reward_actors import RunRewards
 from rayrlhf.rollout_checks import check_logprobs, check_reference, check_versions
 from rayrlhf.room import check_start, processes_of
 from rayrlhf.run_folder import RunFolder, refuse_taken
+from rayrlhf.run_length import continued
 from rayrlhf.run_parts import (
     check_agent,
     check_started_from,
@@ -276,11 +277,12 @@ def train(
         check_start(processes_of(config))
     if not resume:
         refuse_taken(config)
+    config, told = continued(config) if resume else (config, [])
     environments = environment_settings(config)
     for settings in environments.values():
         check_environment(settings)
     check_agent(config)
-    algorithm = build_algorithm(config.algorithm, config.iterations)
+    algorithm = build_algorithm(config.algorithm, config.schedule_length)
     start = None if config.model.scratch else starting_point(config, config.model)
     schedule = make_schedule(config, "held_out" in environments)
     prepare_environment(environments["train"])
@@ -299,6 +301,8 @@ def train(
         announce(progress, config, start.prompts, folder)
         for warning in parts.warnings():
             progress.message(warning)
+        for line in told:
+            progress.message(line)
         stack.enter_context(ray_session(config))
         if gang is None:
             check_resources(config)
