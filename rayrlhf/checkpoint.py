@@ -7,7 +7,8 @@
                       /manifest.json        size and sha256 of every file
 
 The process may be killed at any point: what counts is under a name of digits, what is on its way under `.partial-`,
-what is on its way out under `.removed-`, and one that gives way to a new one of the same name under `.replaced-`.
+what is on its way out under `.removed-`. One that gives way to a new one of the same name exchanges names with it; where the
+file system cannot do that at once, it waits under `.replaced-`.
 The checksums guard against damage, not against malice.
 """
 
@@ -25,8 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayrlhf.errors import CheckpointError
-from rayrlhf.files import printable, replace_file, sync_folder
+from rayrlhf.errors import CheckpointError, UserError
+from rayrlhf.files import (
+    Count,
+    exchange,
+    parse_json,
+    printable,
+    read_bytes,
+    read_record,
+    replace_file,
+    storage_error,
+    sync_folder,
+    typed,
+)
 
 FORMAT = 1  # of the manifest; raised when an older reader could not read a newer checkpoint
 MANIFEST = "manifest.json"
@@ -66,23 +78,46 @@ class Manifest:
         return json.dumps({"format": FORMAT, "iteration": self.iteration, "files": files}, indent=1).encode()
 
 
+class _Damaged(UserError):
+    """A manifest is not what `Manifest.to_json` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    format: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a manifest holds."""
+
+    iteration: Count
+    files: dict[str, _File]
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint at `path`; raises CheckpointError where it is missing, unreadable or another's."""
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
-        if content["format"] != FORMAT:
+        if not os.path.isfile(path / MANIFEST):
+            raise CheckpointError(f"checkpoint {path} has no {MANIFEST}: it is no checkpoint, or was cut short")
+        content = parse_json(read_bytes(path / MANIFEST, CheckpointError), MANIFEST, _Damaged)
+        if typed(_Format, content, MANIFEST, _Damaged).format != FORMAT:
             raise CheckpointError(
-                f"checkpoint {path} has format {content['format']}; this version of RayRLHF reads format {FORMAT}: "
+                f"checkpoint {path} has format {content['format']!r:.40}; this version of RayRLHF reads format {FORMAT}: "
                 "use the version that wrote it"
             )
-        files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in content["files"].items()}
-        manifest = Manifest(int(content["iteration"]), files)
-        if STATE not in files:
-            raise KeyError(STATE)
-    except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path} has no {MANIFEST}: it is no checkpoint, or was cut short") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged ({error!r})") from None
+        told = typed(_Told, content, MANIFEST, _Damaged)
+        if STATE not in told.files:
+            raise _Damaged(f"{MANIFEST}: it does not list {STATE}")
+    except _Damaged as error:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged ({error})") from None
+    manifest = Manifest(told.iteration, {name: (file.bytes, file.sha256) for name, file in told.files.items()})
     if f"{manifest.iteration:06d}" != path.name:
         raise CheckpointError(f"checkpoint {path}: {MANIFEST} is that of iteration {manifest.iteration}")
     return manifest
@@ -171,7 +206,7 @@ class CheckpointStore:
         """Makes what was written into `partial` the checkpoint of `iteration`, on the disk, then prunes older ones.
 
         state: JSON values (tuples come back as lists). Raises CheckpointError where a file is a link or no plain file,
-        or the disk refuses; the checkpoints before it are untouched then.
+        StorageError where the disk refuses; the checkpoints before it are untouched then.
         """
         if partial != self.folder / f".partial-{iteration:06d}":
             raise ValueError(f"{partial} is not what begin({iteration}) returned")
@@ -189,10 +224,7 @@ class CheckpointStore:
             self._put_in_place(partial, iteration)
             self._prune()
         except OSError as error:
-            raise CheckpointError(
-                f"the checkpoint of iteration {iteration} could not be written to {self.folder}: {error}; "
-                "make room or mend the disk, then continue with --resume"
-            ) from error
+            raise storage_error(self._path(iteration), error) from error
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint that a run can resume from; None where nothing was ever saved.
@@ -214,7 +246,7 @@ class CheckpointStore:
                 continue
             for fault in faults:
                 warnings.warn(f"{fault}; the one of iteration {iteration} is taken", stacklevel=2)
-            state = json.loads((path / STATE).read_bytes())
+            state = read_record(path / STATE, dict[str, Any], CheckpointError, "take an earlier checkpoint")
             return Checkpoint(iteration, path / MODEL, path / TRAINER, state)
         if faults:
             raise CheckpointError("no checkpoint can be resumed from:\n  " + "\n  ".join(faults))
@@ -242,9 +274,13 @@ class CheckpointStore:
     def _put_in_place(self, partial: Path, iteration: int) -> None:
         target = self._path(iteration)
         replaced = self.folder / f".replaced-{iteration:06d}"
-        if target.exists():  # two renames: a process killed between them finds the old one as `.replaced-`
+        if not target.exists():
+            os.rename(partial, target)
+        elif exchange(partial, target):
+            replaced = partial  # under this name now; a killed process leaves it for `_clear_leftovers`
+        else:  # two renames: a process killed between them finds the old one as `.replaced-`
             os.rename(target, replaced)
-        os.rename(partial, target)
+            os.rename(partial, target)
         sync_folder(self.folder)
         self._damaged.discard(iteration)
         if replaced.exists():

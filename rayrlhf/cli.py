@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import UserError
+from rayrlhf.terminal_output import plain_console, say
 from rayrlhf.trust_option import TrustOption
 
 app = typer.Typer(
@@ -45,7 +46,7 @@ def train(
     file, words = split_arguments([word for word in (source, *(overrides or [])) if word is not None])
     config = load_config(file, words)
     if dry_run:
-        typer.echo(dump_config(config), nl=False)
+        say(dump_config(config), end="")
         return
     require_own_config(file, code_of_run(config), words, Trust.of(trust))
     from rayrlhf import trainer
@@ -248,7 +249,7 @@ def imitate(
     from rayrlhf.imitation import imitate as train_on_solutions
 
     config = load_config(source, overrides or [])
-    typer.echo(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step)))
+    say(str(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step))))
 
 
 @app.command()
@@ -260,9 +261,7 @@ def report(
         from rayrlhf.tune.sweep_report import write_sweep_report as write
     else:
         from rayrlhf.report import write_report as write
-    from rayrlhf.files import printable
-
-    typer.echo(printable(str(write(folder))))
+    say(str(write(folder)))
 
 
 @app.command()
@@ -282,7 +281,6 @@ def replay(
 @app.command()
 def recipes() -> None:
     """List the recipes that `train` knows by name."""
-    from rich.console import Console
     from rich.table import Table
 
     from rayrlhf.config_loading import recipes as shipped
@@ -290,7 +288,7 @@ def recipes() -> None:
     table = Table.grid(padding=(0, 2))
     for recipe in shipped():
         table.add_row(recipe.name, recipe.summary)
-    Console(soft_wrap=False, highlight=False).print(table)
+    plain_console(soft_wrap=False, highlight=False).print(table)
 
 
 @app.command(context_settings=_ELSEWHERE, add_help_option=False)

@@ -28,6 +28,7 @@ from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.losses import Objective, PolicyGradientLoss
 from rayrlhf.policy import context_length, load_policy, load_tokenizer, score_allowed
 from rayrlhf.progress import Progress
+from rayrlhf.room import check_start
 from rayrlhf.run_parts import device_of, environment_settings, learner_settings, scratch_model
 from rayrlhf.types import TrainingSequence
 from rayrlhf.walkthroughs import Demonstration, walkthroughs
@@ -53,6 +54,7 @@ def imitate(config: RunConfig, output: Path, settings: ImitationSettings) -> Pat
     """
     if output.exists():
         raise RunFolderError(f"{output} exists: give a folder that does not, or remove it")
+    check_start({"learner.ranks": config.learner.ranks})
     environments = environment_settings(config)
     prepare_environment(environments["train"])
     with contextlib.ExitStack() as stack:
@@ -125,6 +127,6 @@ def training_sequences(
             weights=(choices * weight).astype(np.float32),
             allowed=demonstration.allowed,
         )
-        for tokens, start, choices, (_, logprobs), demonstration in zip(ids, starts, chosen, scores, shown)
+        for tokens, start, choices, (_, logprobs), demonstration in zip(ids, starts, chosen, scores, shown, strict=True)
         if choices.any()
     ]

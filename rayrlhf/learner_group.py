@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayrlhf.algorithm_config import OptimizerConfig, ValueConfig
-from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill
+from rayrlhf.cluster import START_TIMEOUT_S, actor_environment, get, kill
 from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.errors import LearnerError
 from rayrlhf.gang import Gang
@@ -27,6 +27,7 @@ from rayrlhf.losses import Objective
 from rayrlhf.policy import resolve_model
 from rayrlhf.types import FloatArray, TrainingBatch, UpdateReport, ValueQuery, Weights
 from rayrlhf.worker import PublishedWeights
+from rayrlhf.worker_death import LEARNER_MEMORY, Died
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class LearnerGroup:
                 num_cpus=self.config.cpus_per_rank,
                 num_gpus=self.config.gpus_per_rank,
                 scheduling_strategy=self._place(rank),
-                runtime_env=actor_environment(self.config.cpus_per_rank),
+                runtime_env=actor_environment(self.config.cpus_per_rank, distributed=True),
             ).remote()
             for rank in range(self.config.ranks)
         ]
@@ -143,14 +144,16 @@ class LearnerGroup:
             address = get([self.ranks[0].address.remote()], START_TIMEOUT_S)[0]
             return self._all("build", self._settings, timeout_s=START_TIMEOUT_S, each=address)
         except Died as error:
-            raise LearnerError(f"the learner did not start: {error}") from error
+            raise LearnerError(f"the learner did not start: {error}{error.advice(LEARNER_MEMORY)}") from error
 
     def rebuild(self, reason: Died) -> None:
         """Ends all ranks and starts them anew from the base model. Raises LearnerError after `max_rebuilds`."""
         kill(self.ranks)
         self.rebuilds += 1
         if self.rebuilds > self.config.max_rebuilds:
-            raise LearnerError(f"the learner died {self.rebuilds} times, last: {reason}") from reason
+            raise LearnerError(
+                f"the learner died {self.rebuilds} times, last: {reason}{reason.advice(LEARNER_MEMORY)}"
+            ) from reason
         self.start()
 
     def values(self, queries: Sequence[ValueQuery]) -> list[FloatArray]:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from rayrlhf.error_location import location_of, shown_path
 from rayrlhf.errors import EpisodeError, RewardError, UserError
+from rayrlhf.python_path import own_module
 
 Kind = Literal["reward", "environment"]
 
@@ -37,7 +38,7 @@ _GYMNASIUM_ID = re.compile(r"(?:[\w.]+:)?(?:[\w-]+/)?[\w.-]+-v\d+|(?:[\w.]+:)?[\
 def load(kind: Kind, name: str) -> Any:
     """The class (or, for rewards, the class or plain function) that `name` names; importing it is the only side effect.
 
-    `module:Name` is imported with the working directory in front of `sys.path`. Raises RewardError or EpisodeError
+    `module:Name` is imported with the working directory at the end of `sys.path`. Raises RewardError or EpisodeError
     where nothing has that name (the message suggests the nearest), where its module fails to import (the message
     has file, line and the original error), or where what was found is no class or function.
     """
@@ -155,7 +156,7 @@ def _gymnasium_spec(name: str) -> Any:
     importlib.import_module(_PACKAGE["environment"])  # registers the ids of our own
     module_name, _, identifier = name.rpartition(":")
     if module_name:
-        _import("environment", name, module_name)
+        _import_own("environment", name, module_name)
     try:
         return gymnasium.spec(identifier)
     except gymnasium.error.Error as error:
@@ -216,14 +217,30 @@ def _load_reference(kind: Kind, name: str) -> Any:
             f"`{name}` is no `module:Name`: write the module as Python imports it and the class or function in it, "
             f"as in `{stem or 'my_plugins'}:{attribute or 'Name'}`."
         )
-    return _attribute(kind, name, _import(kind, name, module_name), attribute)
+    return _attribute(kind, name, _import_own(kind, name, module_name), attribute)
+
+
+def _import_own(kind: Kind, name: str, module_name: str) -> ModuleType:
+    """Imports the module of a `module:Name`. Raises where a file of the user's has that name and something else hides it."""
+    top = module_name.partition(".")[0]
+    own = own_module(top)
+    module = _import(kind, name, module_name)
+    found = getattr(sys.modules.get(top), "__file__", None)
+    if own is None or (found is not None and os.path.exists(found) and os.path.samefile(own, found)):
+        return module
+    what = (
+        "a module of Python's standard library" if top in sys.stdlib_module_names else f"an installed package ({found})"
+    )
+    raise _FAULT[kind](
+        f"the {kind} `{name}`: `{top}` is {what}, which hides your {shown_path(own)}: give your file another name."
+    )
 
 
 def _import(kind: Kind, name: str, module_name: str) -> ModuleType:
-    """Imports a plugin's module; the working directory comes first, as it does for `python -m`."""
+    """Imports a plugin's module; the working directory comes last, so that no file there hides what others need."""
     working_directory = os.getcwd()
     if working_directory not in sys.path and "" not in sys.path:
-        sys.path.insert(0, working_directory)
+        sys.path.append(working_directory)
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module_name)

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill
+from rayrlhf.cluster import START_TIMEOUT_S, actor_environment, get, kill
 from rayrlhf.config import RewardPart
 from rayrlhf.errors import RewardError
 from rayrlhf.gang import Gang
 from rayrlhf.reward_mixture import RewardMixture, part_keys
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.types import EpisodeScore, Trajectory
+from rayrlhf.worker_death import REWARD_MEMORY, Died
 
 CHUNK = 64  # episodes
 MAX_RETRIES = 3
@@ -59,7 +60,9 @@ class ActorReward:
         try:
             get([actor.ready.remote() for actor in self.actors], START_TIMEOUT_S)
         except Died as error:
-            raise RewardError(f"reward `{self.key}`: an actor did not start: {error}") from error
+            raise RewardError(
+                f"reward `{self.key}`: an actor did not start: {error}{error.advice(REWARD_MEMORY)}"
+            ) from error
         self._slow.clear()
 
     def submit(self, trajectories: Sequence[Trajectory]) -> list[tuple[int, Any, Sequence[Trajectory]]]:
@@ -93,7 +96,9 @@ class ActorReward:
                         "`reward_timeout_s` sets the limit."
                     ) from reason
                 if attempt == MAX_RETRIES:
-                    raise RewardError(f"reward `{self.key}`: its actor died {attempt + 1} times: {reason}") from reason
+                    raise RewardError(
+                        f"reward `{self.key}`: its actor died {attempt + 1} times: {reason}{reason.advice(REWARD_MEMORY)}"
+                    ) from reason
                 self._replace(number)
                 reference = self.actors[number].score.remote(chunk)
             else:

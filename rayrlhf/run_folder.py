@@ -26,17 +26,16 @@ import socket
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from rayrlhf.config import RunConfig
+from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import append_to, check_plain, open_own, replace_file, sync_folder
+from rayrlhf.files import append_to, check_plain, first_fault, open_own, read_text, replace_file, sync_folder
+from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (
     "name",  # the folder may have been renamed
@@ -95,11 +94,7 @@ class RunFolder:
         except OSError as error:
             folder.close()
             shutil.rmtree(aside, ignore_errors=True)
-            if os.path.lexists(path):
-                raise RunFolderError(
-                    f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
-                    "or give this one another name with name=..."
-                ) from None
+            refuse_taken(config)
             raise RunFolderError(
                 f"the run's folder cannot be made in storage_path {config.storage_path!r}: {error.strerror}; "
                 "give a folder that you may write with storage_path=..."
@@ -193,7 +188,7 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
-        return parse_config(self.config.read_text(), str(self.config))
+        return parse_config(read_text(self.config, RunFolderError), str(self.config))
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -273,21 +268,38 @@ def remove_probe(storage_path: Path, token: str) -> None:
     (storage_path / f".probe-{token}").unlink(missing_ok=True)
 
 
+def refuse_taken(config: RunConfig) -> None:
+    """Raises RunFolderError where `RunFolder.create` would, because the run's name is in use."""
+    path = _path_of(config)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise RunFolderError(
+            f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
+            "or give this one another name with name=..."
+        ) from None
+
+
 def _path_of(config: RunConfig) -> Path:
     return Path(config.storage_path).expanduser().absolute() / config.name
 
 
 def parse_config(text: str, source: str) -> RunConfig:
     """A resolved config; RunFolderError where `source` is damaged or another version wrote it."""
+    found = parse_yaml(text, source, RunFolderError)
     try:
-        return RunConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(text)))
-    except (YAMLError, ValidationError) as error:
-        raise RunFolderError(f"{source} is damaged or was written by another version of RayRLHF: {error}") from None
+        return RunConfig.model_validate(found, context=RECORD)
+    except ValidationError as error:
+        raise RunFolderError(
+            f"{source} is damaged or was written by another version of RayRLHF: {first_fault(error)}"
+        ) from None
 
 
 def _differences(before: RunConfig, now: RunConfig) -> list[str]:
     """A line for each setting that differs and may not."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    if old.get("algorithm.clip_range") is not None and old.get("algorithm.clip_range") == new.get(
+        "algorithm.clip_range"
+    ):
+        old["algorithm.importance_cap"] = new.get("algorithm.importance_cap")  # without effect in either
     return [
         f"{name}: {json.dumps(old[name]) if name in old else 'absent'} then, "
         f"{json.dumps(new[name]) if name in new else 'absent'} now"

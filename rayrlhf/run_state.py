@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from rayrlhf.checkpoint import Checkpoint, CheckpointStore
-from rayrlhf.cluster import Died
 from rayrlhf.detector_config import DetectorConfig
 from rayrlhf.errors import CheckpointError, UserError
 from rayrlhf.guard import Guard
@@ -16,6 +15,7 @@ from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.progress import Progress
 from rayrlhf.schedule import Attempt
+from rayrlhf.worker_death import Died
 
 
 class RunState:

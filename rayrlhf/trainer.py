@@ -15,7 +15,7 @@ from rayrlhf.alarms import AlarmLog
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.announcements import announce
 from rayrlhf.checkpoint import CheckpointStore
-from rayrlhf.cluster import Died, check_resources, check_shared_storage, ray_session
+from rayrlhf.cluster import check_resources, check_shared_storage, ray_session
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.detector import Detector
@@ -30,12 +30,14 @@ from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
 from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.progress import Progress
+from rayrlhf.reaper import reaped
 from rayrlhf.records import environment_counts, episode_metrics, evaluation_metrics, sample_record, worker_times
 from rayrlhf.report import write_report
 from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_actors import RunRewards
 from rayrlhf.rollout_checks import check_logprobs, check_reference, check_versions
-from rayrlhf.run_folder import RunFolder
+from rayrlhf.room import check_start, processes_of
+from rayrlhf.run_folder import RunFolder, refuse_taken
 from rayrlhf.run_parts import (
     check_agent,
     device_of,
@@ -53,6 +55,7 @@ from rayrlhf.summary import RunSummary, summarise
 from rayrlhf.trust import code_of_run, remember
 from rayrlhf.types import EpisodeScore, FloatArray, Trajectory
 from rayrlhf.worker import RolloutPool
+from rayrlhf.worker_death import Died
 
 
 @dataclass(slots=True)
@@ -234,7 +237,7 @@ class Trainer:
     ) -> list[SampleRecord]:
         """Records the episodes of an iteration, and returns what was recorded."""
         shaped = self.algorithm.shaped_rewards(trajectories, scores)
-        rows = zip(trajectories, scores, shaped, self.algorithm.turn_values(trajectories, values))
+        rows = zip(trajectories, scores, shaped, self.algorithm.turn_values(trajectories, values), strict=True)
         records = [sample_record(self.schedule.run, iteration, *row) for row in rows]
         self.log.record_samples(records)
         return records
@@ -247,6 +250,10 @@ def train(
 
     observer: is told of every iteration and checkpoint. gang: where the actors go; None: wherever there is room.
     """
+    if gang is None:
+        check_start(processes_of(config))
+    if not resume:
+        refuse_taken(config)
     environments = environment_settings(config)
     for settings in environments.values():
         check_environment(settings)
@@ -257,6 +264,7 @@ def train(
     prepare_environment(environments["train"])
     learner_device = device_of(config, config.learner.gpus_per_rank)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(reaped())
         parts = stack.enter_context(RunRewards(reward_parts(config), config.reward_timeout_s))
         rewards = ResponseScorer(parts, config.response, config.rollout.max_new_tokens)
         open_folder = RunFolder.resume if resume else RunFolder.create

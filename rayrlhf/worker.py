@@ -7,6 +7,7 @@ worker is redone whole by any other and gives the same episodes.
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
-from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill, own_error
+from rayrlhf.cluster import START_TIMEOUT_S, actor_environment, get, kill, own_error
 from rayrlhf.config import AgentConfig, ModelConfig, RolloutConfig
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import RolloutError
@@ -31,6 +32,9 @@ from rayrlhf.rollout import with_prompt_logprobs, with_reference, with_vocabular
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import EpisodeSpec, Split, Trajectory, Weights
 from rayrlhf.weights import load_into, verify
+from rayrlhf.worker_death import GONE, ROLLOUT_MEMORY, Died, death_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,7 @@ class RolloutPool:
         try:
             nodes = get([actor.ready.remote() for actor in self.actors], START_TIMEOUT_S)
         except Died as error:
-            raise RolloutError(f"a rollout worker did not start: {error}") from error
+            raise RolloutError(f"a rollout worker did not start: {error}{error.advice(ROLLOUT_MEMORY)}") from error
         self._starting.clear()
         return nodes
 
@@ -226,7 +230,15 @@ class RolloutPool:
                     if lost[task.batch] > self.config.max_retries:
                         raise RolloutError(
                             f"batch {task.batch} was lost {lost[task.batch]} times with its rollout worker, last: {reason}"
+                            f"{reason.advice(ROLLOUT_MEMORY)}"
                         ) from reason
+                    if reason.memory:
+                        logger.warning(
+                            "rollout worker %d: %s; its batch is played again%s",
+                            task.worker,
+                            reason,
+                            reason.advice(ROLLOUT_MEMORY),
+                        )
                     waiting.appendleft(task.batch)
                 idle.append(task.worker)
         return [result for result in results if result is not None]
@@ -251,8 +263,8 @@ class RolloutPool:
     def _result(self, ref: ray.ObjectRef) -> PlayedBatch:
         try:
             return ray.get(ref)
-        except RayActorError as error:
-            raise Died(str(error).splitlines()[0]) from error
+        except GONE as error:
+            raise death_of(error) from error
         except RayTaskError as error:
             raise own_error(error) from None
 

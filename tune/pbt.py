@@ -22,8 +22,8 @@ from ray.tune.schedulers import PopulationBasedTraining
 from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
-from rayrlhf.errors import CheckpointError, ConfigError
-from rayrlhf.files import append_to, replace_file
+from rayrlhf.errors import CheckpointError, ConfigError, RunFolderError
+from rayrlhf.files import append_to, parse_json, read_bytes, read_record, replace_file, typed
 from rayrlhf.tune.folder import SweepFolder, check_trial_name
 from rayrlhf.tune.plan import TrialMaker
 from rayrlhf.tune.space import Dimension, Range
@@ -54,7 +54,7 @@ def pointed_at(checkpoint: tune.Checkpoint | None) -> Source | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return Source(**json.loads(Path(folder, _POINTER).read_text()))
+        return read_record(Path(folder, _POINTER), Source, RunFolderError, "start the sweep anew")
 
 
 def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[str, Any]) -> None:
@@ -96,8 +96,20 @@ def last_values(exploits: Path) -> dict[str, Mapping[str, Any]]:
     """Trial -> the parameters that it last took up from another; empty where none ever did."""
     if not exploits.exists():
         return {}
-    rows = [json.loads(line) for line in exploits.read_bytes().split(b"\n")[:-1]]
-    return {row["trial"]: row["parameters"] for row in rows}
+    lines = read_bytes(exploits, RunFolderError).split(b"\n")[:-1]
+    rows = [
+        typed(_Exploit, parse_json(line, place, RunFolderError), place, RunFolderError)
+        for place, line in ((f"{exploits}:{number}", line) for number, line in enumerate(lines, start=1))
+    ]
+    return {row.trial: row.parameters for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class _Exploit:
+    """What is read of a line of `exploits.jsonl`."""
+
+    trial: str
+    parameters: dict[str, Any]
 
 
 def scheduler(config: PBTConfig, space: Sequence[Dimension], seed: int) -> PopulationBasedTraining:

@@ -153,6 +153,19 @@ class RatingStore:
                 found += [(row[0], record_of(table, row[1:-1]), bool(row[-1])) for row in rows]
         return [(record, retracted) for _, record, retracted in sorted(found, key=itemgetter(0))]
 
+    def done_by(self, rater: str) -> list[Comparison | Skip]:
+        """The comparisons and skips of one rater that stand, in the order of their adding: no clock can change it."""
+        found: list[tuple[int, Comparison | Skip]] = []
+        with self._reading() as read:
+            for table in ("comparisons", "skips"):
+                rows = read.execute(
+                    f"SELECT number, {', '.join(RECORD_COLUMNS[table])} FROM {table} "
+                    "WHERE rater = CAST(? AS TEXT) AND NOT retracted",
+                    (stored(rater),),
+                )
+                found += [(row[0], cast(Comparison | Skip, record_of(table, row[1:]))) for row in rows]
+        return [record for _, record in sorted(found, key=itemgetter(0))]
+
     def meta(self) -> dict[str, str]:
         """What is known of the project as a whole, such as the fingerprint of its items' tokenizer."""
         with self._reading() as read:

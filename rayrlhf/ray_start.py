@@ -1,0 +1,155 @@
+"""Joining a Ray cluster or starting one on this machine: what can be known to fail is refused before Ray waits for it.
+
+What Ray says of a failure is a traceback of its own, after up to 45 s; here it is one line of an InstallationError.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rayrlhf.errors import InstallationError
+from rayrlhf.interrupts import handlers_kept
+
+logger = logging.getLogger(__name__)
+
+OWN = ("", "local")
+"""What RAY_ADDRESS says where a cluster of the run's own is to be started."""
+ANSWER_TIMEOUT_S = 5.0  # of a connection to the head node's port
+LONGEST_SOCKET_PATH = 107  # bytes of a Unix socket's path (Linux; 103 on macOS)
+# What Ray puts behind its temporary folder: sockets of a session whose name has the time and the driver's process id.
+_SOCKET_BELOW = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_ELSEWHERE = (
+    "run on a node of the cluster with RAY_ADDRESS=auto, or submit with `ray job submit`; without RAY_ADDRESS the run "
+    "starts a cluster of its own on this machine"
+)
+
+
+def check_address(address: str) -> None:
+    """Raises InstallationError where no cluster can be at `address`, what RAY_ADDRESS says."""
+    if "://" in address:
+        client = address.startswith("ray://")
+        kind = "Ray's client, which this program does not use" if client else "no head node's HOST:PORT"
+        raise InstallationError(f"RAY_ADDRESS={address} is an address of {kind}: {_ELSEWHERE}")
+    if address != "auto":
+        _check_answers(address)
+
+
+def join(address: str, **options: Any) -> None:
+    """Connects to the cluster at `address`, what RAY_ADDRESS says. Raises InstallationError where that cannot be."""
+    check_address(address)
+    try:
+        _init(address=address, **options)
+    except Exception as error:  # of many kinds: connection, version, authentication, parsing
+        raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {_ELSEWHERE}") from error
+
+
+def start(cpus: int, object_store_bytes: int, **options: Any) -> None:
+    """Starts a cluster on this machine. Raises InstallationError where that cannot be."""
+    _bring_token()
+    folder = temporary_folder()
+    try:
+        _init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=object_store_bytes,
+            _temp_dir=str(folder),
+            **options,
+        )
+    except Exception as error:
+        raise InstallationError(
+            f"Ray did not start on this machine: {_first_line(error)}: see {folder}/session_latest/logs and what "
+            "`rayrlhf doctor` finds"
+        ) from error
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, whose handler of SIGTERM does not stay."""
+    with handlers_kept():
+        try:
+            ray.init(**options)
+        except SystemExit as end:
+            if end.code != signal.SIGTERM:
+                raise
+            raise KeyboardInterrupt("stopped by SIGTERM") from None
+
+
+def temporary_folder() -> Path:
+    """Where Ray keeps sockets, logs and spilled objects: where it always would, or a folder that serves where that does
+    not, which is said.
+
+    Raises:
+        InstallationError: nowhere is one that can be written and whose path is short enough for sockets.
+    """
+    from ray._common.utils import get_default_ray_temp_dir
+
+    usual = Path(get_default_ray_temp_dir()).absolute()
+    places = [Path("/tmp"), Path("/var/tmp"), Path(tempfile.gettempdir()), Path.home()]
+    others = [place / name for place in places for name in ("ray", f"ray-{os.getuid()}")]
+    reason = unfit(usual)
+    if not reason:
+        return usual
+    for folder in others:
+        if not unfit(folder):
+            logger.warning("Ray's temporary files go to %s: %s", folder, reason)
+            return folder
+    raise InstallationError(f"{reason}, nor is there another folder: set RAY_TMPDIR to a short one that you may write")
+
+
+def unfit(folder: Path) -> str:
+    """Why Ray cannot keep its files in `folder`; empty where it can. The folder is made."""
+    length = len(os.fsencode(f"{folder}{_SOCKET_BELOW}"))
+    if length > LONGEST_SOCKET_PATH:
+        room = LONGEST_SOCKET_PATH - len(_SOCKET_BELOW)
+        return f"{folder} is {length - len(_SOCKET_BELOW)} bytes long, and sockets leave room for {room}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            return ""
+    except OSError as error:
+        return f"{folder} cannot be written ({error.strerror})"
+
+
+def _check_answers(address: str) -> None:
+    """Raises InstallationError where nobody listens at HOST:PORT."""
+    host, colon, port = address.strip().rpartition(":")
+    if not colon or not port.isdigit() or not host:
+        raise InstallationError(f"RAY_ADDRESS={address} is no HOST:PORT, such as 10.0.0.1:6379: {_ELSEWHERE}")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S):
+            pass
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InstallationError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({why}): {_ELSEWHERE}") from error
+
+
+def _bring_token() -> None:
+    """Gives the cluster its password by the environment where Ray could not keep one in ~/.ray."""
+    given = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    kept = Path.home() / ".ray"
+    if not (kept / "auth_token").is_file() and not _is_writable(kept):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
