@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import UserError
+from rayrlhf.ray_address import check_address, given_address
 from rayrlhf.trust_option import TrustOption
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ def train(
         typer.echo(dump_config(config), nl=False)
         return
     require_own_config(file, code_of_run(config), words, Trust.of(trust))
+    check_address(given_address())  # before what takes long to import
     from rayrlhf import trainer
 
     trainer.train(config, resume=resume)
@@ -82,6 +84,8 @@ def sweep(
         print_trials(request)
         return
     from rayrlhf.trust import Trust
+
+    check_address(given_address())
     from rayrlhf.tune.sweep import run_sweep
     from rayrlhf.tune.sweep_code import require_own_sweep
 

@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,29 +17,13 @@ import ray
 
 from rayrlhf.errors import InstallationError
 from rayrlhf.interrupts import handlers_kept
+from rayrlhf.ray_address import ELSEWHERE, check_address
 
 logger = logging.getLogger(__name__)
 
-OWN = ("", "local")
-"""What RAY_ADDRESS says where a cluster of the run's own is to be started."""
-ANSWER_TIMEOUT_S = 5.0  # of a connection to the head node's port
 LONGEST_SOCKET_PATH = 107  # bytes of a Unix socket's path (Linux; 103 on macOS)
 # What Ray puts behind its temporary folder: sockets of a session whose name has the time and the driver's process id.
 _SOCKET_BELOW = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-_ELSEWHERE = (
-    "run on a node of the cluster with RAY_ADDRESS=auto, or submit with `ray job submit`; without RAY_ADDRESS the run "
-    "starts a cluster of its own on this machine"
-)
-
-
-def check_address(address: str) -> None:
-    """Raises InstallationError where no cluster can be at `address`, what RAY_ADDRESS says."""
-    if "://" in address:
-        client = address.startswith("ray://")
-        kind = "Ray's client, which this program does not use" if client else "no head node's HOST:PORT"
-        raise InstallationError(f"RAY_ADDRESS={address} is an address of {kind}: {_ELSEWHERE}")
-    if address != "auto":
-        _check_answers(address)
 
 
 def join(address: str, **options: Any) -> None:
@@ -49,7 +32,7 @@ def join(address: str, **options: Any) -> None:
     try:
         _init(address=address, **options)
     except Exception as error:  # of many kinds: connection, version, authentication, parsing
-        raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {_ELSEWHERE}") from error
+        raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {ELSEWHERE}") from error
 
 
 def start(cpus: int, object_store_bytes: int, **options: Any) -> None:
@@ -117,19 +100,6 @@ def unfit(folder: Path) -> str:
             return ""
     except OSError as error:
         return f"{folder} cannot be written ({error.strerror})"
-
-
-def _check_answers(address: str) -> None:
-    """Raises InstallationError where nobody listens at HOST:PORT."""
-    host, colon, port = address.strip().rpartition(":")
-    if not colon or not port.isdigit() or not host:
-        raise InstallationError(f"RAY_ADDRESS={address} is no HOST:PORT, such as 10.0.0.1:6379: {_ELSEWHERE}")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S):
-            pass
-    except (OSError, OverflowError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise InstallationError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({why}): {_ELSEWHERE}") from error
 
 
 def _bring_token() -> None:
