@@ -5,12 +5,16 @@ What Ray says of a failure is a traceback of its own, after up to 45 s; here it 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
@@ -21,6 +25,7 @@ from rayrlhf.ray_address import ELSEWHERE, check_address
 
 logger = logging.getLogger(__name__)
 
+JOIN_TIMEOUT_S = 60.0  # a port that answers need not be Ray's, and Ray asks it without end
 LONGEST_SOCKET_PATH = 107  # bytes of a Unix socket's path (Linux; 103 on macOS)
 # What Ray puts behind its temporary folder: sockets of a session whose name has the time and the driver's process id.
 _SOCKET_BELOW = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -28,9 +33,15 @@ _SOCKET_BELOW = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_stor
 
 def join(address: str, **options: Any) -> None:
     """Connects to the cluster at `address`, what RAY_ADDRESS says. Raises InstallationError where that cannot be."""
+    from ray._private.services import canonicalize_bootstrap_address
+
     check_address(address)
     try:
-        _init(address=address, **options)
+        check_address(canonicalize_bootstrap_address(address))  # of this machine Ray takes the outer address
+        with _at_most(JOIN_TIMEOUT_S):
+            _init(address=address, **options)
+    except InstallationError:
+        raise
     except Exception as error:  # of many kinds: connection, version, authentication, parsing
         raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {ELSEWHERE}") from error
 
@@ -64,6 +75,25 @@ def _init(**options: Any) -> None:
             if end.code != signal.SIGTERM:
                 raise
             raise KeyboardInterrupt("stopped by SIGTERM") from None
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block that takes longer; outside of the main thread it may take as long as it likes."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no Ray cluster answers there within {seconds:g} s")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def temporary_folder() -> Path:
