@@ -367,7 +367,7 @@ def test_rich_text_goes_to_a_terminal_without_unicode() -> None:
     [
         ("fastapi", ["rate", "no-such-project"], "rating"),
         ("uvicorn", ["rate", "no-such-project"], "rating"),
-        ("optuna", ["sweep", "alliteration", "algorithm.kl.coef=uniform:0.1,1", "sweep.search.kind=optuna"], "sweep"),
+        ("optuna", ["sweep", "alliteration", "algorithm.kl.coef=uniform:0.1..1", "sweep.search.kind=optuna"], "sweep"),
     ],
 )
 def test_the_absence_of_an_extra_is_one_line_that_names_it(
