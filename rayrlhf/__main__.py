@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from io import TextIOWrapper
+from pathlib import Path
 
 from rayrlhf.errors import UserError
 from rayrlhf.interrupts import ended_as_by_ctrl_c
@@ -17,6 +19,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, and stops nothing
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _told_warning
     try:
         working_folder_last()  # before much is imported: a file there may have the name of what we need
         from rayrlhf.cli import app
@@ -35,6 +38,16 @@ def main() -> None:
         if end.code == INTERRUPTED:  # the command line turns Ctrl-C into this code, in silence
             _say_interrupted()
         raise
+
+
+def _told_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Ours as one line, for the person who started the command; a library's with its place."""
+    from rayrlhf.files import printable
+
+    own = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
+    return f"{'warning' if own else f'{filename}:{lineno}: {category.__name__}'}: {printable(str(message))}\n"
 
 
 def _say_interrupted() -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from rayrlhf.detector import Alarm
 from rayrlhf.detector_config import DetectorAction
 from rayrlhf.dumps import KeptBatch, write_dump
-from rayrlhf.errors import RunFolderError
-from rayrlhf.files import replace_file
-from rayrlhf.json_lines import line, open_append, rows
+from rayrlhf.files import Count, Number, Whole, replace_file
+from rayrlhf.json_lines import line, open_append, records, rows
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import Weights
 
@@ -21,12 +20,12 @@ from rayrlhf.types import Weights
 class AlarmRecord:
     """A line of `alarms.jsonl`."""
 
-    iteration: int
+    iteration: Whole
     rule: str
-    value: float | None  # None: not a finite number
-    threshold: float | None
+    value: Number | None  # None: not a finite number
+    threshold: Number | None
     action: DetectorAction  # what was done
-    attempt: int  # rollbacks before it
+    attempt: Count  # rollbacks before it
     message: str
     dump: str | None  # folder of the batch, inside the run's; None where none was kept
 
@@ -62,8 +61,8 @@ class AlarmLog:
         earlier rollbacks stay."""
         kept = [
             text
-            for text, row in rows(self._folder.alarms)
-            if row["attempt"] < attempt or (row["attempt"] == attempt and row["iteration"] < iteration)
+            for text, row in rows(self._folder.alarms, AlarmRecord)
+            if row.attempt < attempt or (row.attempt == attempt and row.iteration < iteration)
         ]
         replace_file(self._folder.alarms, kept)
 
@@ -79,8 +78,4 @@ def read_alarms(folder: Path) -> list[AlarmRecord]:
 
     Raises RunFolderError for a damaged line, and for one that another version of RayRLHF wrote.
     """
-    path = RunFolder(folder).alarms
-    try:
-        return [AlarmRecord(**row) for _, row in rows(path)]
-    except TypeError as error:
-        raise RunFolderError(f"{path} was written by another version of RayRLHF: {error}") from None
+    return list(records(RunFolder(folder).alarms, AlarmRecord))

@@ -12,7 +12,11 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import UserError
+<<<<<<< HEAD
 from rayrlhf.ray_address import check_address, given_address
+=======
+from rayrlhf.terminal_output import plain_console, say
+>>>>>>> main
 from rayrlhf.trust_option import TrustOption
 
 app = typer.Typer(
@@ -46,7 +50,7 @@ def train(
     file, words = split_arguments([word for word in (source, *(overrides or [])) if word is not None])
     config = load_config(file, words)
     if dry_run:
-        typer.echo(dump_config(config), nl=False)
+        say(dump_config(config), end="")
         return
     require_own_config(file, code_of_run(config), words, Trust.of(trust))
     check_address(given_address())  # before what takes long to import
@@ -252,7 +256,7 @@ def imitate(
     from rayrlhf.imitation import imitate as train_on_solutions
 
     config = load_config(source, overrides or [])
-    typer.echo(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step)))
+    say(str(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step))))
 
 
 @app.command()
@@ -264,7 +268,7 @@ def report(
         from rayrlhf.tune.sweep_report import write_sweep_report as write
     else:
         from rayrlhf.report import write_report as write
-    typer.echo(write(folder))
+    say(str(write(folder)))
 
 
 @app.command()
@@ -284,7 +288,6 @@ def replay(
 @app.command()
 def recipes() -> None:
     """List the recipes that `train` knows by name."""
-    from rich.console import Console
     from rich.table import Table
 
     from rayrlhf.config_loading import recipes as shipped
@@ -292,7 +295,7 @@ def recipes() -> None:
     table = Table.grid(padding=(0, 2))
     for recipe in shipped():
         table.add_row(recipe.name, recipe.summary)
-    Console(soft_wrap=False, highlight=False).print(table)
+    plain_console(soft_wrap=False, highlight=False).print(table)
 
 
 @app.command(context_settings=_ELSEWHERE, add_help_option=False)

@@ -48,6 +48,7 @@ from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs, play_episodes
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.trust import NOBODY, Trust, code_of_environment, code_of_rewards, trusted_model
 from rayrlhf.types import Trajectory, Turn, ValueQuery
 from rayrlhf.value import load_value, query_values
@@ -86,7 +87,7 @@ def evaluate(
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}")
     subject = find_subject(source, recipe, trust)
-    with Console(stderr=True).status("") as status:
+    with plain_console(stderr=True).status("") as status:
         evaluation = evaluate_policy(subject, games, episodes_per_game, players, seed, status.update)
     if subject.checkpoint is not None:
         run = RunFolder.open(Path(source))
@@ -95,7 +96,7 @@ def evaluate(
             write_report(run.path)
     if json_file is not None:
         write_evaluation(json_file, evaluation)
-    show(Console(), evaluation)
+    show(plain_console(), evaluation)
     return evaluation
 
 

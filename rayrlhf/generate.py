@@ -17,6 +17,7 @@ from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sample_episodes import Sampled, sample_episodes
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.trust import NOBODY, Trust, trusted_model
 from rayrlhf.types import EpisodeScore, Trajectory
 
@@ -42,7 +43,7 @@ def generate(
     if rewards:
         with RewardProcess([RewardPart(name=name) for name in rewards], REWARD_TIMEOUT_S) as process:
             scores = process.score(trajectories)
-    show(Console(), trajectories, scores)
+    show(plain_console(), trajectories, scores)
 
 
 def sample(
@@ -84,5 +85,5 @@ def show(console: Console, trajectories: list[Trajectory], scores: list[EpisodeS
     if scores is not None:
         for name in scores[0].parts:
             values = np.array([score.parts[name] for score in scores])
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-            console.print(f"{name}: mean {values.mean():.2f} ± {error:.2f} over {len(values)} samples")
+            error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}" if len(values) > 1 else ""
+            console.print(f"{name}: mean {values.mean():.2f}{error} over {len(values)} samples")

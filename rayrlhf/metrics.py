@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +17,17 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from rayrlhf.errors import NotFiniteError, RunFolderError
-from rayrlhf.files import replace_file
-from rayrlhf.json_lines import line, open_append, rows
+from rayrlhf.errors import NotFiniteError
+from rayrlhf.files import Count, Number, Whole, replace_file
+from rayrlhf.json_lines import line, open_append, records, rows
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import GameState, Trajectory
 
 BASELINE_ITERATION = -1
 """Iteration of the untrained model's episodes, played before the first."""
+
+MetricsRow = dict[str, Number]
+"""A line of `metrics.jsonl`: its `iteration` is an int."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,9 @@ class TurnRecord:
 
     observation: str
     action: str
-    probability: float | None  # of the action under the policy that played; None: an example was played (SPEC TW-8)
-    value: float | None  # V of the state before the action; None without a value network
-    reward: float  # the environment's own
+    probability: Number | None  # of the action under the policy that played; None: an example was played (SPEC TW-8)
+    value: Number | None  # V of the state before the action; None without a value network
+    reward: Number  # the environment's own
     valid: bool  # the game understood the action
     example: bool
     won: bool  # the game stands won after the turn
@@ -46,20 +49,20 @@ class SampleRecord:
     """One episode in `samples.jsonl` (SPEC section 11, sample log)."""
 
     run: str
-    iteration: int  # -1: the untrained model
-    index: int  # of the episode within the iteration
-    group: int  # of the episode within the iteration
+    iteration: Whole  # -1: the untrained model
+    index: Count  # of the episode within the iteration
+    group: Count  # of the episode within the iteration
     prompt: str
     response: str
-    score: float  # raw reward: the weighted sum of the parts, KL not subtracted
-    parts: Mapping[str, float]  # name of a reward -> its unweighted value
-    kl: float | None  # nats, sum over the response: logprob_sum - reference_logprob_sum; None without a reference
-    total: float  # shaped reward: score - coef * KL
-    logprob_sum: float  # nats, policy that sampled it
-    reference_logprob_sum: float | None  # nats
-    length: int  # response tokens, EOS included
+    score: Number  # raw reward: the weighted sum of the parts, KL not subtracted
+    parts: Mapping[str, Number]  # name of a reward -> its unweighted value
+    kl: Number | None  # nats, sum over the response: logprob_sum - reference_logprob_sum; None without a reference
+    total: Number  # shaped reward: score - coef * KL
+    logprob_sum: Number  # nats, policy that sampled it
+    reference_logprob_sum: Number | None  # nats
+    length: Count  # response tokens, EOS included
     finish: str  # eos or length
-    weights_version: int  # optimizer updates behind the policy that sampled it
+    weights_version: Count  # optimizer updates behind the policy that sampled it
     turns: tuple[TurnRecord, ...] = ()  # of a game; () of a prompt and its answer
 
     @property
@@ -108,8 +111,8 @@ class MetricsLog:
         """Forgets `iteration` and all later ones, in all records: a resumed run writes them again."""
         for file in self._files:
             file.close()
-        for path in self._paths:
-            replace_file(path, (text for text, row in rows(path) if row["iteration"] < iteration))
+        for path, kind in zip(self._paths, (MetricsRow, SampleRecord), strict=True):
+            replace_file(path, (text for text, row in rows(path, kind) if _iteration(row) < iteration))
         self._files = [open_append(path) for path in self._paths]
         # TensorBoard's own mark of a restart: its readers drop what earlier files have at this step and later ones
         restart = SessionLog(status=SessionLog.START)
@@ -133,20 +136,12 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
     Empty where nothing was recorded yet. RunFolderError names a damaged line; a torn last one is passed over.
     """
-    return [row for _, row in rows(RunFolder(folder).metrics)]
+    return list(records(RunFolder(folder).metrics, MetricsRow))
 
 
 def iter_samples(folder: Path) -> Iterator[SampleRecord]:
     """The episodes of the run at `folder` in recording order, one in memory at a time. Else as `read_metrics`."""
-    path = RunFolder(folder).samples
-    for _, row in rows(path):
-        try:
-            turns = tuple(TurnRecord(**{name: turn[name] for name in _TURN_FIELDS}) for turn in row.get("turns", ()))
-            yield SampleRecord(**{name: row[name] for name in _SAMPLE_FIELDS}, turns=turns)
-        except KeyError as error:
-            raise RunFolderError(
-                f"{path}: an episode of iteration {row['iteration']} lacks {error}: another version of RayRLHF wrote it"
-            ) from None
+    return records(RunFolder(folder).samples, SampleRecord)
 
 
 def read_samples(folder: Path) -> list[SampleRecord]:
@@ -185,8 +180,6 @@ def turn_records(trajectory: Trajectory, values: Sequence[float] | None) -> tupl
     )
 
 
-_SAMPLE_FIELDS = tuple(field.name for field in fields(SampleRecord) if field.name != "turns")
-_TURN_FIELDS = tuple(field.name for field in fields(TurnRecord))
 _SAMPLE_NUMBERS = ("score", "kl", "total", "logprob_sum", "reference_logprob_sum")
 _TURN_NUMBERS = ("probability", "value", "reward")
 
@@ -199,6 +192,10 @@ def _numbers(record: SampleRecord) -> Iterator[tuple[str, float]]:
         for name in _TURN_NUMBERS:
             if (value := getattr(turn, name)) is not None:
                 yield f"{name} of turn {number}", value
+
+
+def _iteration(row: Mapping[str, float] | SampleRecord) -> float:
+    return row.iteration if isinstance(row, SampleRecord) else row["iteration"]
 
 
 def _finite(name: str, value: float, iteration: int) -> float:

@@ -15,6 +15,8 @@ from rayrlhf.next_token import TRAINING_BLOCKS, VALIDATION_BLOCKS
 from rayrlhf.supervised import SupervisedSettings
 from rayrlhf.tokenizer_training import new_llama, train_tokenizer
 
+MOST_VALIDATION = 0.5  # share of the text
+
 
 def prepare_blocks(
     work: Path,
@@ -42,11 +44,41 @@ def prepare_blocks(
         tokenizer.save_pretrained(settings.model)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         show(f"new model: {parameters:,} parameters, {len(tokenizer):,} tokens in its vocabulary")
-    for name, part, share in ((TRAINING_BLOCKS, training, "training"), (VALIDATION_BLOCKS, validation, "validation")):
-        blocks = _packed(part, tokenizer, settings.tokens_per_example, share)
-        np.save(work / name, blocks.astype(np.int32))
-        show(f"{share}: {len(part):,} documents, {blocks[:, 1:].size:,} tokens in {len(blocks):,} blocks")
+    parts = {"training": training, "validation": validation}
+    blocks = {share: _packed(part, tokenizer, settings.tokens_per_example) for share, part in parts.items()}
+    if not len(blocks["validation"]):
+        larger = _larger_share(corpus, tokenizer, settings.tokens_per_example, validation_share)
+        if larger is not None:
+            show(
+                f"a share of {validation_share:g} is less than a block: {larger:g} of the text is held out for validation"
+            )
+            parts = dict(zip(parts, split_documents(corpus, larger), strict=True))
+            blocks = {share: _packed(part, tokenizer, settings.tokens_per_example) for share, part in parts.items()}
+    for share, name in (("training", TRAINING_BLOCKS), ("validation", VALIDATION_BLOCKS)):
+        if not len(blocks[share]):
+            raise PromptError(
+                f"the {share} part has fewer tokens than one block of {settings.tokens_per_example}: give more text, or a "
+                "smaller --block-size"
+            )
+        np.save(work / name, blocks[share].astype(np.int32))
+        tokens = blocks[share][:, 1:].size
+        show(f"{share}: {len(parts[share]):,} documents, {tokens:,} tokens in {len(blocks[share]):,} blocks")
     return settings
+
+
+def _larger_share(
+    corpus: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, least: float
+) -> float | None:
+    """The smallest share of those tried whose validation part fills a block, and whose training part does too; None
+    where there is none."""
+    for share in (least * 2**step for step in range(1, 14)):
+        if share > MOST_VALIDATION:
+            break
+        if all(len(_packed(part, tokenizer, block_size)) for part in split_documents(corpus, share)):
+            return share
+    if all(len(_packed(part, tokenizer, block_size)) for part in split_documents(corpus, MOST_VALIDATION)):
+        return MOST_VALIDATION
+    return None
 
 
 def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
@@ -69,12 +101,5 @@ def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _packed(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, share: str) -> np.ndarray:
-    stream = token_stream(documents, tokenizer)
-    blocks = pack(stream, block_size)
-    if not len(blocks):
-        raise PromptError(
-            f"the {share} part has {len(stream) - 1} tokens, fewer than one block of {block_size}: give more text, "
-            f"{'a larger --validation-share, ' if share == 'validation' else ''}or a smaller --block-size"
-        )
-    return blocks
+def _packed(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> np.ndarray:
+    return pack(token_stream(documents, tokenizer), block_size)

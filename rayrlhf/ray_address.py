@@ -25,8 +25,11 @@ def given_address() -> str | None:
     return None if address in OWN else address
 
 
-def check_address(address: str | None) -> None:
-    """Raises InstallationError where no cluster can be at `address`, what `given_address` says."""
+def check_address(address: str | None, taken_for: str | None = None) -> None:
+    """Raises InstallationError where no cluster can be at `address`, what `given_address` says.
+
+    taken_for: what Ray makes of it; of this machine it takes the outer address.
+    """
     if address is None:
         return
     if "://" in address:
@@ -34,17 +37,18 @@ def check_address(address: str | None) -> None:
         kind = "Ray's client, which this program does not use" if client else "no head node's HOST:PORT"
         raise InstallationError(f"RAY_ADDRESS={address} is an address of {kind}: {ELSEWHERE}")
     if address != "auto":
-        _check_answers(address)
+        _check_answers(taken_for or address, address)
 
 
-def _check_answers(address: str) -> None:
+def _check_answers(address: str, given: str) -> None:
     """Raises InstallationError where nobody listens at HOST:PORT."""
     host, colon, port = address.strip().rpartition(":")
     if not colon or not port.isdigit() or not host:
-        raise InstallationError(f"RAY_ADDRESS={address} is no HOST:PORT, such as 10.0.0.1:6379: {ELSEWHERE}")
+        raise InstallationError(f"RAY_ADDRESS={given} is no HOST:PORT, such as 10.0.0.1:6379: {ELSEWHERE}")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S):
             pass
     except (OSError, OverflowError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise InstallationError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({why}): {ELSEWHERE}") from error
+        there = "there" if address == given else f"at {address}, which Ray takes for it"
+        raise InstallationError(f"RAY_ADDRESS={given}: no Ray cluster answers {there} ({why}): {ELSEWHERE}") from error

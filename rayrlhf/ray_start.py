@@ -37,7 +37,7 @@ def join(address: str, **options: Any) -> None:
 
     check_address(address)
     try:
-        check_address(canonicalize_bootstrap_address(address))  # of this machine Ray takes the outer address
+        check_address(address, canonicalize_bootstrap_address(address))
         with _at_most(JOIN_TIMEOUT_S):
             _init(address=address, **options)
     except InstallationError:

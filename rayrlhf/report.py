@@ -5,14 +5,14 @@ Everything that a model, a reward or a config wrote is escaped, and the page's o
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rayrlhf.charts import Series, line_chart
 from rayrlhf.errors import RunFolderError
 from rayrlhf.evaluation_results import read_evaluation
-from rayrlhf.files import replace_file
+from rayrlhf.files import Damage, json_value, read_bytes, replace_file, typed_value
 from rayrlhf.game_report import evaluation_table, transcript
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, read_metrics
 from rayrlhf.report_alarms import alarm_table, alarms_of
@@ -102,7 +102,8 @@ def _planned_iterations(run: RunFolder) -> int | None:
     """From the config; a config of another version costs the report this number alone."""
     try:
         return run.read_config().iterations
-    except RunFolderError:
+    except RunFolderError as error:
+        warnings.warn(f"{error}; the report goes without it", stacklevel=2)
         return None
 
 
@@ -262,12 +263,14 @@ def _facts(run: RunFolder) -> str:
     """The config and the versions, folded away."""
     sessions = []
     if run.sessions.exists():
-        for line in run.sessions.read_text().splitlines():
+        for number, line in enumerate(read_bytes(run.sessions, RunFolderError).splitlines(), start=1):
             try:
-                sessions.append(", ".join(f"{name} {value}" for name, value in json.loads(line).items()))
-            except (ValueError, AttributeError):
-                continue  # torn by a kill
+                said = typed_value(dict[str, str], json_value(line))
+                sessions.append(", ".join(f"{name} {value}" for name, value in said.items()))
+            except Damage as error:  # torn by a kill, most often: no reason to have no report
+                sessions.append(f"line {number} is damaged: {error}")
+    config = read_bytes(run.config, RunFolderError).decode(errors="replace")
     return (
-        f"<details><summary>Config</summary><pre>{text(run.config.read_text())}</pre></details>"
+        f"<details><summary>Config</summary><pre>{text(config)}</pre></details>"
         f"<details><summary>Versions</summary><pre>{text(chr(10).join(sessions))}</pre></details>"
     )

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from rayrlhf import plugins
 from rayrlhf.errors import RewardError
-from rayrlhf.plugin_cli import console, parsed_parameters, say, say_results, yaml_parameters
+from rayrlhf.plugin_cli import parsed_parameters, say_results, yaml_parameters
+from rayrlhf.terminal_output import plain_console, say
 
 rewards_app = typer.Typer(
     help="List, show, test and time rewards.",
@@ -39,7 +40,7 @@ def list_rewards() -> None:
     table = Table("name", "what it rewards", "from", box=None, pad_edge=False)
     for name, summary in plugins.available("reward").items():
         table.add_row(Text(name), Text(summary), Text(plugins.origin("reward", name)))
-    console().print(table)
+    plain_console().print(table)
     say("\nA function or class of your own is named module:Name, as in my_rewards:shouting.")
 
 

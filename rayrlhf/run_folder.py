@@ -26,17 +26,16 @@ import socket
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from rayrlhf.config import RunConfig
+from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import replace_file, sync_folder
+from rayrlhf.files import append_to, check_plain, first_fault, open_own, read_text, replace_file, sync_folder
+from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (
     "name",  # the folder may have been renamed
@@ -117,6 +116,7 @@ class RunFolder:
                 f"there is no run {config.name!r} in storage_path {config.storage_path!r} to resume: "
                 "start it without --resume, or give the name it has with name=..."
             )
+        folder._check()
         folder._take_lock()
         try:
             differences = _differences(folder.read_config(), config)
@@ -135,10 +135,11 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The run at `path`, to read: no lock is taken. Raises RunFolderError where there is none."""
+        """The run at `path`, to read: no lock is taken. Raises RunFolderError where there is none, or one with links."""
         folder = cls(path)
         if not folder.config.is_file():
             raise RunFolderError(f"{path} is no run's folder: it holds no config.yaml")
+        folder._check()
         return folder
 
     @property
@@ -187,7 +188,7 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
-        return parse_config(self.config.read_text(), str(self.config))
+        return parse_config(read_text(self.config, RunFolderError), str(self.config))
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -201,8 +202,13 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _check(self) -> None:
+        """Raises RunFolderError where something in it leads out of it, or a folder stands in a file's place."""
+        files = (self.metrics, self.samples, self.alarms, self.sessions, self.summary, self.report)
+        check_plain(self.path, not_folders=[path.name for path in files])
+
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_own(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             # POSIX record lock: held by this process alone (`flock` would live on in a forked child), NFS included
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,7 +230,7 @@ class RunFolder:
 
     def _record_session(self, event: str) -> None:
         session = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **installed_versions()}
-        with open(self.sessions, "ab") as file:
+        with append_to(self.sessions) as file:
             file.write(json.dumps(session).encode() + b"\n")
 
 
@@ -278,15 +284,22 @@ def _path_of(config: RunConfig) -> Path:
 
 def parse_config(text: str, source: str) -> RunConfig:
     """A resolved config; RunFolderError where `source` is damaged or another version wrote it."""
+    found = parse_yaml(text, source, RunFolderError)
     try:
-        return RunConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(text)))
-    except (YAMLError, ValidationError) as error:
-        raise RunFolderError(f"{source} is damaged or was written by another version of RayRLHF: {error}") from None
+        return RunConfig.model_validate(found, context=RECORD)
+    except ValidationError as error:
+        raise RunFolderError(
+            f"{source} is damaged or was written by another version of RayRLHF: {first_fault(error)}"
+        ) from None
 
 
 def _differences(before: RunConfig, now: RunConfig) -> list[str]:
     """A line for each setting that differs and may not."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    if old.get("algorithm.clip_range") is not None and old.get("algorithm.clip_range") == new.get(
+        "algorithm.clip_range"
+    ):
+        old["algorithm.importance_cap"] = new.get("algorithm.importance_cap")  # without effect in either
     return [
         f"{name}: {json.dumps(old[name]) if name in old else 'absent'} then, "
         f"{json.dumps(new[name]) if name in new else 'absent'} now"

@@ -20,7 +20,7 @@ import ray
 
 from rayrlhf.cluster import actor_environment, ray_cluster
 from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, RunFolderError, UserError
-from rayrlhf.files import replace_file
+from rayrlhf.files import check_plain, json_value, read_record, replace_file, typed_value
 from rayrlhf.room import check_start
 from rayrlhf.supervised import FAULT, MODEL, PROGRESS, Build, SupervisedSettings, as_config, train_on_worker
 from rayrlhf.worker_death import GONE, SUPERVISED_MEMORY, death_of
@@ -69,7 +69,7 @@ def supervised_run(
     if output.exists():
         show(f"{output} is finished: nothing to resume")
         shutil.rmtree(work, ignore_errors=True)
-        known: dict[str, Any] = json.loads((output / SUMMARY).read_text())
+        known = read_record(output / SUMMARY, dict[str, Any], RunFolderError, "train the model again", finite=False)
         return known
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,6 +87,9 @@ def supervised_run(
     return summary
 
 
+_ANEW = "remove its folder to begin anew"
+
+
 def _check_folders(output: Path, work: Path, resume: bool) -> None:
     if output.exists() and not (resume and (output / SUMMARY).is_file()):
         raise RunFolderError(f"{output} exists: choose another folder, or move this one away")
@@ -94,6 +97,8 @@ def _check_folders(output: Path, work: Path, resume: bool) -> None:
         raise RunFolderError(
             f"{work} holds an unfinished run: give --resume to continue it, or remove it to begin anew"
         )
+    if work.exists():
+        check_plain(work.parent, [work.name])
 
 
 def _prepare(
@@ -102,12 +107,13 @@ def _prepare(
     """Has model and data laid down, once; the file that says what was asked for comes last. Returns the settings."""
     asked = work / _REQUEST
     if asked.is_file():
-        before, now = json.loads(asked.read_text()), json.loads(json.dumps(request, default=str))
+        before = read_record(asked, dict[str, Any], CheckpointError, _ANEW)
+        now = json_value(json.dumps(request, default=str))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             differences = "; ".join(f"{key}: {before.get(key)} before, {now.get(key)} now" for key in changed)
             raise CheckpointError(f"--resume continues {work} as it was begun, but {differences}")
-        settings = SupervisedSettings(**json.loads((work / _SETTINGS).read_text()))
+        settings = read_record(work / _SETTINGS, SupervisedSettings, CheckpointError, _ANEW)
     else:
         settings = prepare(work, settings, show)
         replace_file(work / _SETTINGS, [json.dumps(asdict(settings)).encode()])
@@ -198,7 +204,7 @@ def _shown(path: Path, steps: int, show: Callable[[str], None]) -> Iterator[None
                 with open(path) as file:
                     file.seek(at)
                     while (line := file.readline()).endswith("\n"):
-                        show(_progress_line(json.loads(line), steps))
+                        show(_progress_line(typed_value(dict[str, float], json_value(line, finite=False)), steps))
                         at = file.tell()
             if ended:
                 return

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rayrlhf.errors import UserError
-from rayrlhf.files import SHOWN, printable
+from rayrlhf.errors import ModelError, UserError
+from rayrlhf.files import SHOWN, printable, read_json
 from rayrlhf.plugins import Kind, is_own
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def code_of_model(path: str) -> list[Code]:
     found: dict[Code, None] = {}
     for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
         try:
-            told = json.loads(Path(path, name).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            told = read_json(Path(path, name), ModelError)
+        except ModelError:
             continue  # whoever loads it says what is wrong
         classes = told.get("auto_map") if isinstance(told, dict) else None
         if isinstance(classes, dict):

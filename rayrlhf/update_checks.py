@@ -46,7 +46,13 @@ def check_weights(finite: bool, what: str) -> None:
 
 
 def check_agreement(tokens: TokenStatistics, config: LearnerConfig, bf16: bool) -> None:
-    """Raises LearnerError where the policy, untouched yet, is not the one that sampled (SPEC X-5)."""
+    """Raises LearnerError where the policy, untouched yet, is not the one that sampled (SPEC X-5). tokens: of all that the
+    update is to train on, not of its first step alone. A log-probability that is no number is a NotFiniteError."""
+    if tokens.not_finite:
+        raise NotFiniteError(
+            f"a log-probability is not finite on {tokens.not_finite} of {tokens.count} scored tokens; no weight was "
+            "changed. Check the model, and that optimizer.lr has not made the policy diverge in the updates before."
+        )
     metrics = tokens.metrics()
     largest, mean = metrics["learner/logprob_gap_max"], metrics["learner/logprob_gap_mean"]
     if bf16:

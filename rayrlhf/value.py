@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,9 +23,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from rayrlhf.algorithm_config import SeparateValueConfig, ValueConfig
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
+from rayrlhf.files import json_value, read_json, typed
+from rayrlhf.heads import HeadLinear
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
 from rayrlhf.policy import resolve_model
+from rayrlhf.reward_models.sidecar import SIDECAR, read_sidecar
 from rayrlhf.types import FloatArray, ValueQuery
 
 DESCRIPTION, TENSORS = "value.json", "value.safetensors"
@@ -32,7 +37,8 @@ HeadKind = Literal["linear", "mlp"]
 
 
 class ValueHead(nn.Module):
-    """Hidden states [..., H] -> values [...]: linear, or linear (2H), ReLU, linear (SPEC TW-17). It starts at V = 0."""
+    """Hidden states [..., H] -> values [...] in fp32: linear, or linear (2H), ReLU, linear (SPEC TW-17). It starts at
+    V = 0."""
 
     def __init__(self, hidden_size: int, kind: HeadKind):
         super().__init__()
@@ -40,8 +46,8 @@ class ValueHead(nn.Module):
         width = hidden_size if kind == "linear" else 2 * hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(HEAD_SEED)
-            inner = [] if kind == "linear" else [nn.Linear(hidden_size, width), nn.ReLU()]
-            self.layers = nn.Sequential(*inner, nn.Linear(width, 1))
+            inner = [] if kind == "linear" else [HeadLinear(hidden_size, width), nn.ReLU()]
+            self.layers = nn.Sequential(*inner, HeadLinear(width, 1))
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -52,7 +58,7 @@ class ValueHead(nn.Module):
         return layer
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.layers(hidden.to(self.output.weight.dtype)).squeeze(-1)
+        return self.layers(hidden).squeeze(-1)
 
 
 class ValueNetwork(nn.Module):
@@ -96,7 +102,7 @@ def build_value_network(config: SeparateValueConfig, policy: ModelConfig) -> Val
     """The value network that a run starts from, whole and in evaluation mode (no dropout).
 
     `config.init` names its backbone, or a reward model: a sequence classifier with one label, whose score is then the
-    head. Null is the policy's own start.
+    head, with the gain and bias that a reward model's folder has beside it. Null is the policy's own start.
 
     Raises:
         ModelError: it does not load, lacks weights, is not causal, or its head is not the one that `config` asks for.
@@ -123,10 +129,15 @@ def _from_reward_model(source: ModelConfig, kind: HeadKind) -> ValueNetwork:
     if kind != "linear":
         raise ModelError(f"model {source.path} is a reward model with a linear head: set algorithm.value.head: linear")
     head = ValueHead(score.in_features, kind)
+    folder, gain, bias = Path(resolve_model(source.path)), 1.0, 0.0
+    if (folder / SIDECAR).is_file():
+        sidecar = read_sidecar(folder)
+        gain, bias = sidecar.gain, sidecar.bias
     with torch.no_grad():
-        head.output.weight.copy_(score.weight)
+        head.output.weight.copy_(gain * score.weight)
+        head.output.bias.fill_(bias)
         if score.bias is not None:
-            head.output.bias.copy_(score.bias)
+            head.output.bias.add_(gain * score.bias)
     return ValueNetwork(model.base_model, head)
 
 
@@ -199,12 +210,22 @@ def write_value(folder: Path, config: ValueConfig, trunk: nn.Module, tensors: Ma
     """Writes a value folder. `tensors` are the head's alone where `config` is of a head on the policy's trunk."""
     description: dict[str, Any] = {"kind": config.kind, "head": config.head, "hidden_size": hidden_size(trunk)}
     if config.kind == "separate":
-        description["backbone"] = json.loads(trunk.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
+        description["backbone"] = json_value(trunk.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
     else:
         description["trunk"] = "the policy: load its model folder and hand it to rayrlhf.value.load_value"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), folder / TENSORS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What a value folder says of its network."""
+
+    kind: Literal["separate", "head"]
+    head: HeadKind
+    hidden_size: Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
+    backbone: dict[str, Any] = field(default_factory=dict)
 
 
 def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu") -> ValueNetwork:
@@ -215,16 +236,17 @@ def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        found = read_json(folder / DESCRIPTION, CheckpointError)
+        description = typed(_Description, found, str(folder / DESCRIPTION), CheckpointError)
         tensors = load_file(folder / TENSORS)
-        head = ValueHead(description["hidden_size"], description["head"])
-        if description["kind"] == "head":
+        head = ValueHead(description.hidden_size, description.head)
+        if description.kind == "head":
             if policy is None:
                 raise CheckpointError(f"{folder} holds a head on the policy's trunk: load the policy too")
             network = ValueNetwork(policy.base_model, head)  # type: ignore[arg-type]
             head.load_state_dict(tensors)
         else:
-            config = AutoConfig.for_model(**description["backbone"])
+            config = AutoConfig.for_model(**description.backbone)
             network = ValueNetwork(AutoModel.from_config(config, trust_remote_code=False), head)
             found = network.load_state_dict(tensors, strict=False)  # buffers and tied names are not among the tensors
             unfit = {*found.unexpected_keys, *(dict(network.named_parameters()).keys() & found.missing_keys)}

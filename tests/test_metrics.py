@@ -199,7 +199,8 @@ def test_a_torn_last_line_is_passed_over_and_then_removed(folder: RunFolder, tai
     with MetricsLog(folder) as log:
         log.record(0, {"objective/score": 1.0})
     folder.metrics.write_bytes(folder.metrics.read_bytes() + tail)
-    assert [row["iteration"] for row in read_metrics(folder.path)] == [0]
+    with pytest.warns(UserWarning, match="metrics.jsonl: its last line is torn"):
+        assert [row["iteration"] for row in read_metrics(folder.path)] == [0]
     with MetricsLog(folder) as log:
         log.record(1, {"objective/score": 2.0})
         log.sync()
@@ -211,7 +212,7 @@ def test_a_damaged_line_in_the_middle_is_named(folder: RunFolder) -> None:
     with pytest.raises(RunFolderError, match=r"metrics.jsonl:2 is damaged"):
         read_metrics(folder.path)
     folder.samples.write_text('{"iteration": 0}\n')
-    with pytest.raises(RunFolderError, match=r"samples.jsonl: an episode of iteration 0 lacks 'run'"):
+    with pytest.raises(RunFolderError, match=r"samples.jsonl:1 is damaged or of another version.*run is missing"):
         read_samples(folder.path)
 
 

@@ -108,7 +108,8 @@ class Endings(tune.Callback):
 
 def _reason(error_file: Path) -> str:
     """What Tune has noted of a trial's end: a line with the time, then the error."""
-    return error_file.read_text().splitlines()[1]
+    lines = error_file.read_text(errors="replace").splitlines()
+    return lines[1] if len(lines) > 1 else "Tune noted no reason"
 
 
 def _checked(request: SweepRequest, earlier: SweepFolder | None) -> list[Trial]:

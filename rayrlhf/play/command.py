@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from rayrlhf.agent_text import make_prompter
 from rayrlhf.config import ModelConfig
 from rayrlhf.environments import EnvironmentSettings, open_environments
@@ -33,6 +31,7 @@ from rayrlhf.policy import (
     resolve_model,
     vocabulary_fingerprint,
 )
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.trust import NOBODY, Trust, code_of_environment
 from rayrlhf.types import IntArray
 from rayrlhf.value import load_value
@@ -89,7 +88,7 @@ def play(options: PlayOptions) -> None:
         setting = replace(setting, sampling=replace(setting.sampling, temperature=options.temperature))
     seat = take_seat(setting, with_policy=not options.human)
     transcript = TranscriptFile(header_of(setting, seat, options.seed), options.save)
-    console = plain_console()
+    console = plain_console(highlight=False, markup=False, emoji=False)
     screen = Screen(console, setting.title)
     player: Decider
     if options.watch:
@@ -108,7 +107,7 @@ def play_again(file: Path, exports: Exports, trust: Trust = NOBODY) -> bool:
     """Plays a transcript again and prints whether it leads to the same states; returns that. Raises UserError."""
     exports.check()
     transcript = read_transcript(file)
-    header, console = transcript.header, plain_console()
+    header, console = transcript.header, plain_console(highlight=False, markup=False, emoji=False)
     trust.require(file, code_of_environment(header.environment))
     settings = EnvironmentSettings(header.environment, header.parameters, header.split)
     with contextlib.closing(open_environments(settings)) as environments:
@@ -198,8 +197,3 @@ def header_of(setting: Setting, seat: Seat, seed: int) -> Header:
         seed=seed,
         agent=setting.agent.model_dump(),
     )
-
-
-def plain_console() -> Console:
-    """A console that takes text as it is."""
-    return Console(highlight=False, markup=False, emoji=False)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import RewardError, UserError
+from rayrlhf.terminal_output import plain_console, say
 from rayrlhf.trust_option import TrustOption
 
 
@@ -43,7 +44,7 @@ def compare(
     from functools import partial
 
     from rayrlhf.config import RewardPart
-    from rayrlhf.plugin_cli import console, parsed_parameters, say
+    from rayrlhf.plugin_cli import parsed_parameters
     from rayrlhf.preferences.compare import BlindComparison, judge_equal_texts, report
     from rayrlhf.preferences.compare_config import CompareConfig
     from rayrlhf.preferences.compare_samples import collect
@@ -69,7 +70,7 @@ def compare(
                 from rayrlhf.preferences.terminal_keys import keys_of_standard_input
 
                 with keys_of_standard_input() as keys:
-                    judge_at_terminal(comparison, rater, console(), keys)
+                    judge_at_terminal(comparison, rater, plain_console(), keys)
             else:
                 from rayrlhf.preferences.compare_judge import judge_all
                 from rayrlhf.reward_process import RewardProcess

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rayrlhf.terminal_output import say
 from rayrlhf.trust_option import TrustOption
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def import_labels(
     with open_store(project, create=True) as store:
         for file in read:
             report = import_file(store, file, None if loaded is None else _fingerprint(loaded))
-            typer.echo("\n".join(import_lines(file, report)))
+            say("\n".join(import_lines(file, report)))
 
 
 @labels_app.command("export")
@@ -100,7 +101,7 @@ def export_labels(
     assert chosen.write is not None
     export = chosen.write(content, _loaded(tokenizer, trust))
     replace_file(file, encode(export.rows, chosen.is_array))
-    typer.echo("\n".join(export_lines(file, export)))
+    say("\n".join(export_lines(file, export)))
 
 
 @labels_app.command("check")
@@ -121,7 +122,7 @@ def check_labels(
     loaded = _loaded(tokenizer, trust)
     options = ReadOptions(loaded, without_text=loaded is None)
     report = check(file, options, format, rollouts, None if loaded is None else _fingerprint(loaded))
-    typer.echo("\n".join(check_lines(report)))
+    say("\n".join(check_lines(report)))
     if report.faults:
         raise typer.Exit(1)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rayrlhf.terminal_output import say
 from rayrlhf.trust_option import TrustOption
 
 
@@ -43,4 +44,4 @@ def loop(
     words = [word if word.split(".")[0] in sections else f"loop.{word}" for word in overrides or []]
     settings = load_project_config(project, words)
     require_project(project, code_of_project(settings), words, Trust.of(trust))
-    run_loop(project, settings, wait=not no_wait, show=typer.echo)
+    run_loop(project, settings, wait=not no_wait, show=say)

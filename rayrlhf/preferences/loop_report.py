@@ -85,10 +85,12 @@ def verdict(rows: Sequence[Row]) -> str:
     )
     told += f" at a KL of {last['kl']:.1f} nats." if last["kl"] is not None else "."
     if last["rule"] is not None:
-        told += (
-            f" The hidden rule's mean is {last['rule']:.4f}, {last['rule_ratio']:.2f} times the base's; without noise the "
-            f"reward model names the better of two unseen texts of the base in {last['rule_accuracy']:.1%} of untied pairs."
-        )
+        times = "" if last["rule_ratio"] is None else f", {last['rule_ratio']:.2f} times the base's"
+        told += f" The hidden rule's mean is {last['rule']:.4f}{times}; without noise the reward model "
+        if last["rule_accuracy"] is None:
+            told += "could not be held against it: it scores all pairs of unseen texts of the base alike."
+        else:
+            told += f"names the better of two unseen texts of the base in {last['rule_accuracy']:.1%} of untied pairs."
     return told
 
 

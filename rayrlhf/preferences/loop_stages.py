@@ -14,7 +14,8 @@ import numpy as np
 
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.config_loading import load_config
-from rayrlhf.files import replace_file
+from rayrlhf.errors import PreferenceError
+from rayrlhf.files import read_record, replace_file
 from rayrlhf.policy import load_tokenizer, vocabulary_fingerprint
 from rayrlhf.preferences.auto_rating import auto_comparison
 from rayrlhf.preferences.checks import load_checks
@@ -30,6 +31,7 @@ from rayrlhf.reward_models.project_labels import TOKENIZER, project_labels
 from rayrlhf.reward_models.scoring import RewardScorer
 from rayrlhf.reward_models.tasks import sample_task
 from rayrlhf.reward_models.training import make_reward_model
+from rayrlhf.shares import share_of
 from rayrlhf.text_statistics import distinct_n
 from rayrlhf.types import Trajectory
 
@@ -234,7 +236,7 @@ class Stages:
         seed, new = self._seed(round_), {item.id for item in items}
         earlier = [item for item in self.store.items().values() if (item.iteration or 0) < round_.number]
         rng = np.random.default_rng([seed, 0xB21D])
-        bridges = round(self.loop.bridges * count) if earlier else 0
+        bridges = round(share_of(self.loop.bridges, count)) if earlier else 0
         across = self._across(items, [item for item in earlier if item.id not in new], bridges, rng)
         within = propose(
             items, asked, self.store.skips(), self.config.pairing, self.config.ranking, count - len(across), seed
@@ -272,7 +274,8 @@ class Stages:
     def _sampled(self, round_: Round) -> list[Item]:
         """The round's samples, each text once."""
         items = self.store.items()
-        ids: list[str] = json.loads((round_.folder / SAMPLES).read_text())
+        remake = "move its round's folder away to make it again"
+        ids = read_record(round_.folder / SAMPLES, list[str], PreferenceError, remake)
         return [items[item] for item in dict.fromkeys(ids)]
 
     def _item(self, trajectory: Trajectory, model: ModelConfig, round_: Round | None) -> Item:
@@ -295,7 +298,7 @@ class Stages:
         from rayrlhf.checkpoint import newest_model
 
         folder = Round(self.project, number).folder / POLICY
-        return ModelConfig(path=str(newest_model(folder / "checkpoints")))
+        return self.task.model.model_copy(update={"path": str(newest_model(folder / "checkpoints")), "scratch": None})
 
     def _run_config(self, number: int, start: ModelConfig) -> RunConfig:
         round_ = Round(self.project, number)
@@ -313,10 +316,11 @@ class Stages:
         return self.loop.seed * 1000 + round_.number
 
 
-def accuracy(scores: np.ndarray, rule: np.ndarray) -> tuple[float, int]:
-    """Share of random untied pairs whose better text by the rule has the higher score, and how many pairs there were."""
+def accuracy(scores: np.ndarray, rule: np.ndarray) -> tuple[float | None, int]:
+    """Share of random untied pairs whose better text by the rule has the higher score (None where all are tied), and how
+    many pairs there were."""
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, len(rule), (2, _JUDGED_PAIRS))
     untied = rule[first] != rule[second]
     better = (scores[first] > scores[second]) == (rule[first] > rule[second])
-    return float(better[untied].mean()), int(untied.sum())
+    return (float(better[untied].mean()) if untied.any() else None), int(untied.sum())

@@ -14,6 +14,7 @@ import typer
 
 from rayrlhf.errors import PreferenceError
 from rayrlhf.extras import require
+from rayrlhf.terminal_output import plain_console, say
 from rayrlhf.trust_option import TrustOption
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ def check_host(host: str, allow_remote: bool) -> None:
             f"--host {host}: other machines could reach the page there. Add --allow-remote where that is meant, or "
             "leave --host out and forward the port, as in `ssh -L 8000:127.0.0.1:8000 MACHINE`"
         )
-    typer.echo(
+    say(
         f"warning: the page at {host} can be reached by other machines and is not encrypted: who reads along has the "
         "texts and the token.",
-        err=True,
+        error=True,
     )
 
 
@@ -132,16 +133,15 @@ def _session(
 
 
 def _rate_in_terminal(session: RatingSession, presenter: Presenter, rating: RatingConfig, rater: str) -> None:
-    from rich.console import Console
 
     from rayrlhf.preferences.rating_terminal import TerminalRating, summary
     from rayrlhf.preferences.terminal_keys import keys_of_standard_input
 
     with suppress(KeyboardInterrupt), keys_of_standard_input() as keys:  # Ctrl-C stops anywhere: verdicts are kept
         TerminalRating(
-            session, presenter, rating.question, rater, Console(), keys, rating.player, rating.player_seconds
+            session, presenter, rating.question, rater, plain_console(), keys, rating.player, rating.player_seconds
         ).run()
-    typer.echo(summary(session.progress(rater)))
+    say(summary(session.progress(rater)))
 
 
 def _rate_on_page(
@@ -156,9 +156,9 @@ def _rate_on_page(
         token = new_token()
         app = create_app(session, presenter, question, token, host, port, rater)
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/?token={token}"
-        typer.echo(f"Rate at {address}\nWho has this address can rate. Ctrl-C ends it; all verdicts are kept.")
+        say(f"Rate at {address}\nWho has this address can rate. Ctrl-C ends it; all verdicts are kept.")
         if browser:
             webbrowser.open(address)
         with suppress(KeyboardInterrupt):  # the usual way to end it
             serve(app, listening, lambda: session.limit_reached)
-    typer.echo(f"{session.by_all} comparisons by people in the project.")
+    say(f"{session.by_all} comparisons by people in the project.")

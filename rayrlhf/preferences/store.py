@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import cast
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import sync_folder
+from rayrlhf.files import check_plain, sync_folder
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
 from rayrlhf.preferences.schema import (
     APPLICATION_ID,
@@ -56,6 +56,8 @@ class RatingStore:
         """
         self.path = path
         self._lock = threading.RLock()
+        # SQLite would follow links from any of them
+        check_plain(path.parent, [f"{path.name}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")])
         with self._faults():
             if not path.exists():
                 _create(path)
@@ -150,6 +152,19 @@ class RatingStore:
                 rows = read.execute(f"SELECT number, {', '.join(columns)}, retracted FROM {table}")
                 found += [(row[0], record_of(table, row[1:-1]), bool(row[-1])) for row in rows]
         return [(record, retracted) for _, record, retracted in sorted(found, key=itemgetter(0))]
+
+    def done_by(self, rater: str) -> list[Comparison | Skip]:
+        """The comparisons and skips of one rater that stand, in the order of their adding: no clock can change it."""
+        found: list[tuple[int, Comparison | Skip]] = []
+        with self._reading() as read:
+            for table in ("comparisons", "skips"):
+                rows = read.execute(
+                    f"SELECT number, {', '.join(RECORD_COLUMNS[table])} FROM {table} "
+                    "WHERE rater = CAST(? AS TEXT) AND NOT retracted",
+                    (stored(rater),),
+                )
+                found += [(row[0], cast(Comparison | Skip, record_of(table, row[1:]))) for row in rows]
+        return [record for _, record in sorted(found, key=itemgetter(0))]
 
     def meta(self) -> dict[str, str]:
         """What is known of the project as a whole, such as the fingerprint of its items' tokenizer."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rayrlhf.terminal_output import say
 from rayrlhf.trust_option import TrustOption
 
 
@@ -40,6 +41,6 @@ def reward_model(
         labels = project_labels(store, config.ranking, config.reward_model)
     request = {"project": str(project.resolve()), "model": task.model.path, **config.model_dump(mode="json")}
     make_reward_model(
-        output, labels, task, config.reward_model, request, resume, typer.echo, kept_samples=project / "reference"
+        output, labels, task, config.reward_model, request, resume, say, kept_samples=project / "reference"
     )
-    typer.echo(f"{output}: use it as `reward={{name: reward_model, path: {output}}}`")
+    say(f"{output}: use it as `reward={{name: reward_model, path: {output}}}`")
