@@ -12,11 +12,8 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import UserError
-<<<<<<< HEAD
 from rayrlhf.ray_address import check_address, given_address
-=======
 from rayrlhf.terminal_output import plain_console, say
->>>>>>> main
 from rayrlhf.trust_option import TrustOption
 
 app = typer.Typer(
