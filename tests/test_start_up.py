@@ -316,6 +316,18 @@ def test_a_worker_that_the_kernel_ended_is_named_by_the_kernels_count(tmp_path: 
     assert not death_of(error, kills).memory  # each kill is told once
 
 
+def test_a_run_within_another_belongs_to_both() -> None:
+    program = "import os; from rayrlhf.reaper import MARK, reaped\nwith reaped(): print(os.environ[MARK])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, MARK: "outer"}, capture_output=True, text=True, check=True
+    )
+    outer, inner = done.stdout.strip().split(",")
+    assert outer == "outer"
+    within = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: f"{outer},{inner}"})
+    assert end_marked(inner, grace_s=0.1) == [within.pid]
+    within.wait()
+
+
 RUNS_ON = """
 import os, subprocess, sys, time
 from rayrlhf.reaper import MARK, reaped
