@@ -288,7 +288,8 @@ def train(
     prepare_environment(environments["train"])
     learner_device = device_of(config, config.learner.gpus_per_rank)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(reaped())
+        if gang is None:  # whoever has placed the gang ends it
+            stack.enter_context(reaped())
         parts = stack.enter_context(RunRewards(reward_parts(config), config.reward_timeout_s))
         rewards = ResponseScorer(parts, config.response, config.rollout.max_new_tokens)
         open_folder = RunFolder.resume if resume else RunFolder.create
