@@ -11,15 +11,15 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rayrlhf.errors import UserError
-from rayrlhf.files import SHOWN, printable
+from rayrlhf.errors import ModelError, UserError
+from rayrlhf.files import SHOWN, printable, read_json
 from rayrlhf.plugins import Kind, is_own
+from rayrlhf.terminal_output import say
 
 if TYPE_CHECKING:
     from rayrlhf.config import ModelConfig, RunConfig
@@ -68,7 +68,7 @@ class Trust:
                 f"{source} names code that does not come with RayRLHF:{listed}\nNothing was run. If you know who made it "
                 f"and what this code does, give --trust {source}"
             )
-        print(f"--trust {printable(str(source))}: this code runs:{listed}", file=sys.stderr)
+        say(f"--trust {source}: this code runs:{listed}", error=True)
 
 
 NOBODY = Trust()
@@ -129,8 +129,8 @@ def code_of_model(path: str) -> list[Code]:
     found: dict[Code, None] = {}
     for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
         try:
-            told = json.loads(Path(path, name).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            told = read_json(Path(path, name), ModelError)
+        except ModelError:
             continue  # whoever loads it says what is wrong
         classes = told.get("auto_map") if isinstance(told, dict) else None
         if isinstance(classes, dict):
