@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -26,6 +27,15 @@ def main() -> None:
         from rayrlhf.files import printable
 
         print(f"error: {printable(str(error))}", file=sys.stderr)  # it may repeat what a stranger wrote
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # one that a person or a file gave: whoever asks for it, it is nowhere
+            raise
+        from rayrlhf.files import printable
+
+        name = printable(str(error.filename))
+        shown = name if len(name) <= 100 else f"{name[:50]}...{name[-50:]}"
+        print(f"error: {shown}: no file has so long a name ({len(name)} characters)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         _say_interrupted()
