@@ -31,9 +31,9 @@ def main() -> None:
     except UserError as error:
         _end_with(error)
     except OSError as error:
-        from rayrlhf.files import disk_is_full
+        from rayrlhf.files import fault_of_system
 
-        fault = disk_is_full(error)
+        fault = fault_of_system(error)
         if fault is None:
             raise
         _end_with(fault)

@@ -335,11 +335,15 @@ def storing(path: Path) -> Iterator[None]:
         raise storage_error(path, error) from error
 
 
-def disk_is_full(error: OSError) -> StorageError | None:
-    """The fault for people, where it is a full disk that nobody closer to the file has named."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return None
-    return storage_error(Path(error.filename or "a file"), error)
+def fault_of_system(error: OSError) -> UserError | None:
+    """The fault for people where nobody closer to the file has named it: a full disk, or a name that no file can have."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return storage_error(Path(error.filename or "a file"), error)
+    if error.errno == errno.ENAMETOOLONG:  # a person or a file gave it: whoever asks for it, it is nowhere
+        name = str(error.filename)
+        shown = name if len(name) <= 100 else f"{name[:50]}...{name[-50:]}"
+        return UserError(f"{shown}: no file has so long a name ({len(name)} characters)")
+    return None
 
 
 def storage_error(path: Path, reason: OSError | str) -> StorageError:

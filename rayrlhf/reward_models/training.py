@@ -262,7 +262,7 @@ def _judge_numbers(
         own = own - scores[[example.rows[0] for example in table.examples]]
     values = np.array([example.value for example in table.examples])
     correlation = pearson(own, values)
-    show(f"held out: {_correlation_line(correlation, own, values)}")
+    show(f"held out: {correlation_line(correlation, own, values)}")
     return {
         "pearson": correlation,
         "labels": len(values),
@@ -301,7 +301,7 @@ def held_out_line(evaluation: Evaluation) -> str:
     )
 
 
-def _correlation_line(correlation: float | None, scores: np.ndarray, values: np.ndarray) -> str:
+def correlation_line(correlation: float | None, scores: np.ndarray, values: np.ndarray) -> str:
     if correlation is not None:
         return f"correlation of scores and {len(values)} labels {correlation:.3f}"
     if len(values) < 2:
