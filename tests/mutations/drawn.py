@@ -1,0 +1,7 @@
+"""drawn"""
+
+from __future__ import annotations
+
+from tests.mutations.runner import Mutation
+
+DRAWN: tuple[Mutation, ...] = ()
