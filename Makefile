@@ -15,7 +15,7 @@ ARGS ?=
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow bench check format clean
+.PHONY: help setup train test test-slow mutations bench check format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
@@ -31,6 +31,9 @@ test: setup  ## the tests, but for those that take minutes each
 
 test-slow: setup  ## the tests that take minutes each
 	@"$(VENV)/bin/python" -m pytest -m slow $(TESTS) $(ARGS)
+
+mutations: setup  ## wrong lines, one at a time in a copy of the code: each is to fail a test; ARGS="whitened KL" for some
+	@"$(VENV)/bin/python" -m tests.mutations $(ARGS)
 
 bench:  ## the benchmarks, one after the other, in an environment of their own
 	@python=$$(sh .ci/find_python.sh) && exec "$$python" .ci/environment.py "$(VENV).bench" dev,bench

@@ -421,8 +421,11 @@ def test_later_turns_count_less_by_the_written_discount(write: Write) -> None:
     """The first turn's reward counts whole, the next ones 0.5 and 0.25 of theirs, in every episode's shaped reward."""
     config = write("algorithm: {name: reinforce, baseline_decay: null, turn_discount: 0.5, kl: {coef: 0.1}}")
     played = [episode([turn(1, (1,), reward=8.0, kl=1.0), turn(1, (2,), reward=4.0), turn(1, (3,), reward=2.0)])]
-    for sequence in prepared(build_algorithm(config.algorithm), played).sequences:
+    batch, objective = build_algorithm(config.algorithm).prepare(played, [score_of(t) for t in played], [], 0)
+    for sequence in batch.sequences:
         np.testing.assert_allclose(sequence.advantages, [8 + 2 + 0.5 - 0.1], rtol=1e-6)
+    assert objective["objective/score"] == 8 + 4 + 2  # what was won, for the report
+    assert objective["objective/score_total"] == pytest.approx(8 + 2 + 0.5 - 0.1)
 
 
 def test_prompts_count_in_loss_and_kl_and_those_of_examples_do_not(write: Write) -> None:
@@ -550,24 +553,36 @@ def _environment() -> Iterator[None]:
     os.environ.update(kept)
 
 
-def updated(config: RunConfig, model: Path, trajectories: Sequence[Trajectory]) -> Mapping[str, float]:
-    """What the written config's learner reports of its update on these episodes."""
+def updated(
+    config: RunConfig, model: Path, trajectories: Sequence[Trajectory], values: Sequence[np.ndarray]
+) -> Mapping[str, float]:
+    """What the written config's learner reports of its update on these episodes, `values` being what it said of them."""
     algorithm = build_algorithm(config.algorithm, config.iterations)
     settings = learner_settings(config, ModelConfig(path=str(model)), algorithm.objective, "cpu")
     learner = Learner(
         settings.model.path, settings.objective, settings.optimizer, settings.learner, settings.temperature,
         settings.iterations, "cpu", value=settings.value,
     )  # fmt: skip
-    values = learner.values(algorithm.value_queries(trajectories)) if settings.value else []
+    said = learner.values(algorithm.value_queries(trajectories))
+    assert [len(one) for one in said] == [len(one) for one in values]
+    assert not np.concatenate(said).any()  # a new value network says 0
     metrics = learner.update(prepared(algorithm, trajectories, values), 0).metrics
     learner.close()
     return metrics
 
 
+def sampled_turn(prompt: Sequence[int], ids: Sequence[int], behaviour: Sequence[float], reward: float) -> Turn:
+    """A turn of tokens that were sampled with these log-probabilities, half a nat above the reference."""
+    logprobs = np.array(behaviour, np.float32)
+    one = turn(len(ids), prompt, reward=reward, ids=np.array(ids))
+    return replace(one, logprobs=logprobs, reference_logprobs=logprobs - np.float32(0.5))
+
+
 @pytest.mark.usefixtures("_environment")
 def test_an_update_minimises_the_written_objective(write: Write, tiny_model: Path) -> None:
-    """One step of PPO against float64: policy loss, entropy bonus, KL loss and value loss at the written coefficients,
-    clips and temperature, and the norm of their gradient. A new value network says 0, so a return is what comes."""
+    """One step of PPO against float64, token by token: policy loss, entropy bonus, KL loss and value loss at the written
+    coefficients, clips and temperature, the norm of the policy's gradient, and what the values explain. One episode is
+    a transcript that grows: the observation between its turns is in no loss."""
     config = write("""
 rollout: {temperature: 0.7}
 optimizer: {name: sgd, lr: 0.5, max_grad_norm: null, warmup_iterations: 4}
@@ -578,50 +593,46 @@ algorithm:
   kl_loss: {estimator: forward_sampled, coef: 0.35}
   epochs: 1
   clip_range: 0.1
+  value_clip_range: 0.2
   value_coef: 0.6
   entropy_coef: 0.45
   whiten_advantages: none
   gae: {token_discount: 1, token_lambda: 1, turn_discount: 1, turn_lambda: 1}
 """)
     played = [
-        episode([turn(n, (40 + n, 50), reward=r, kl=0.5, ids=np.arange(60 + 5 * n, 60 + 6 * n))], index=n)
-        for n, r in ((1, 2.0), (2, -1.0), (3, 0.5))
-    ]
+        episode([sampled_turn((40, 50), (65, 66), (-5.9, -5.6), 2.0)]),
+        episode([
+            sampled_turn((41, 50), (67,), (-5.75,), -1.0),
+            sampled_turn((41, 50, 67, 51, 52), (70, 71), (-6.2, -5.77), 0.5),
+        ], index=1),
+        episode([sampled_turn((43,), (72, 73), (-5.4, -5.8), 1.5)], index=2),
+    ]  # fmt: skip
+    values = [np.array(v, np.float32) for v in ([1.0, 0.5], [-2.0, 9.0, 9.0, 0.1, 0.4], [0.3, -0.7])]
+    old = np.array([1.0, 0.5, -2.0, 0.1, 0.4, 0.3, -0.7])
+    to_go = np.array([2.0, 2.0, -0.5, 0.5, 0.5, 1.5, 1.5]) - 0.125 * np.array([2, 1, 3, 2, 1, 2, 1])
+    advantages = iter(to_go - old)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
-    behaviour = iter([-5.9, -5.6, -5.75, -6.2, -5.77, -5.4])
-    played = [
-        replace(one, turns=tuple(_with_logprobs(t, [next(behaviour) for _ in t.response_ids]) for t in one.turns))
-        for one in played
-    ]
-    loss, squares = torch.zeros(()), []
-    for one in played:
-        [of_turn] = one.turns
+    loss = torch.zeros((), dtype=torch.float64)
+    for of_turn in (one for trajectory in played for one in trajectory.turns):
         ids = torch.from_numpy(np.concatenate([of_turn.prompt_ids, of_turn.response_ids]))
-        rows = (model(ids[None]).logits[0, 1:-1] / 0.7).log_softmax(-1)
+        rows = (model(ids[None]).logits[0, len(of_turn.prompt_ids) - 1 : -1] / 0.7).log_softmax(-1)
         for t, row in enumerate(rows):
-            left = len(rows) - t
-            advantage = of_turn.reward - 0.25 * 0.5 * left
             own, sampled = row[of_turn.response_ids[t]], float(of_turn.logprobs[t])
-            ratio = (own - sampled).exp()
+            advantage, ratio = next(advantages), (own - sampled).exp()
             surrogate = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.9, 1.1))
             entropy = -(row.exp() * row).sum()
             reference = float(of_turn.reference_logprobs[t])
             kl = math.exp(reference - sampled) * (reference - own)
-            loss = loss + (surrogate - 0.45 * entropy + 0.35 * kl) / 6
-            squares.append(advantage**2)
+            loss = loss + (surrogate - 0.45 * entropy + 0.35 * kl) / 7
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
-    metrics = updated(config, tiny_model, played)
+    errors = np.maximum(np.square(to_go), np.square(np.clip(0, old - 0.2, old + 0.2) - to_go))
+    metrics = updated(config, tiny_model, played, values)
     assert metrics["learner/loss"] == pytest.approx(loss.item(), rel=1e-4)
-    assert metrics["val/loss"] == pytest.approx(0.6 * 0.5 * np.mean(squares), rel=1e-5)
+    assert metrics["val/loss"] == pytest.approx(0.6 * 0.5 * errors.mean(), rel=1e-5)
     assert metrics["learner/grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["val/var_explained"] == pytest.approx(1 - (to_go - old).var() / to_go.var(), rel=1e-5)
     assert metrics["learner/lr"] == pytest.approx(0.5 / 4)
-
-
-def _with_logprobs(turn: Turn, behaviour: list[float]) -> Turn:
-    """The turn sampled with these log-probabilities, half a nat above the reference."""
-    logprobs = np.array(behaviour, np.float32)
-    return replace(turn, logprobs=logprobs, reference_logprobs=logprobs - np.float32(0.5))
 
 
 # Reward models.

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.mutations.drawn import DRAWN
-from tests.mutations.runner import Job, Mutation, Verdict, baselines, run
+from tests.mutations.runner import HEAVY, Job, Mutation, Verdict, baselines, run
 from tests.mutations.table import MUTATIONS
 
 
-def main(words: Sequence[str], mutations: Sequence[Mutation] = (*MUTATIONS, *DRAWN)) -> int:
+def main(
+    words: Sequence[str], mutations: Sequence[Mutation] = (*MUTATIONS, *DRAWN), imported: Sequence[str] = HEAVY
+) -> int:
+    """Runs and prints; the exit code. imported: what all runs of tests share."""
     wanted = [m for m in mutations if not words or any(word in f"{m.name} {m.place}" for word in words)]
     if not wanted:
         print(f"no mutation has one of {', '.join(words)} in its name or place", file=sys.stderr)
@@ -26,7 +29,7 @@ def main(words: Sequence[str], mutations: Sequence[Mutation] = (*MUTATIONS, *DRA
     jobs = [*baselines(wanted), *(Job(mutation.node_ids, mutation) for mutation in wanted)]
     with tempfile.TemporaryDirectory(prefix="rayrlhf-mutations-") as folder:
         try:
-            for job, verdict in run(jobs, Path(folder), os.cpu_count() or 1):
+            for job, verdict in run(jobs, Path(folder), os.cpu_count() or 1, imported):
                 caught += job.mutation is not None and verdict.outcome == "failed"
                 expected = "passed" if job.mutation is None else "failed"
                 if job.mutation is not None or verdict.outcome != expected:

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("rayrlhf", "envs", "rewards", "tune", "tests", "pyproject.toml")
 HEAVY = (
     "torch", "torch.distributed", "torch.utils.checkpoint", "numpy", "scipy.stats", "scipy.optimize", "pydantic",
-    "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
-    "transformers.models.gpt2.modeling_gpt2", "tokenizers", "safetensors.torch", "ray", "pytorch_lightning",
+    "transformers", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "tokenizers",
+    "transformers.models.gpt2.modeling_gpt2", "safetensors.torch", "ray", "ray.train", "ray.tune", "pytorch_lightning",
     "lightning_fabric", "deepspeed", "hypothesis", "pytest", "gymnasium", "ruamel.yaml", "rich.console",
 )  # fmt: skip
 TIMEOUT_S = 300.0  # of one run of tests; a test of the suite may take twice as long on a busy machine
@@ -118,15 +118,17 @@ def baselines(mutations: Sequence[Mutation]) -> list[Job]:
     return [Job(tuple(node_ids)) for node_ids in files.values()]
 
 
-def run(jobs: Sequence[Job], folder: Path, processes: int) -> Iterator[tuple[Job, Verdict]]:
-    """Runs the jobs in copies under `folder`, so many at a time; yields each as it ends.
+def run(
+    jobs: Sequence[Job], folder: Path, processes: int, imported: Sequence[str] = HEAVY
+) -> Iterator[tuple[Job, Verdict]]:
+    """Runs the jobs in copies under `folder`, so many at a time; yields each as it ends. imported: once, for all.
 
     Raises ValueError, before anything runs, for a mutation that cannot be applied.
     """
     for job in jobs:
         if job.mutation is not None:
             job.mutation.applied((ROOT / job.mutation.file).read_text())
-    _import_what_is_slow()
+    _import(imported)
     waiting, free = list(reversed(jobs)), [_copy(folder / str(number)) for number in range(processes)]
     running: dict[int, tuple[Job, Path, float]] = {}
     try:
@@ -151,9 +153,9 @@ def run(jobs: Sequence[Job], folder: Path, processes: int) -> Iterator[tuple[Job
             _end(pid, False)
 
 
-def _import_what_is_slow() -> None:
+def _import(names: Sequence[str]) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    for name in HEAVY:
+    for name in names:
         importlib.import_module(name)
     assert not any(name.partition(".")[0] == "rayrlhf" for name in sys.modules), (
         "the package itself is to be forked for"

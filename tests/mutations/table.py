@@ -177,7 +177,7 @@ MUTATIONS = (
         "batch_loss:value_loss",
         "batch.value_weights * losses",
         "batch.weights * losses",
-        WIRING + "test_an_update_minimises_the_written_objective",
+        WIRING + "test_values_are_fitted_to_returns_that_no_whitening_touches",
     ),
     Mutation(
         "the value loss stands where the policy's does",
