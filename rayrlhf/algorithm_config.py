@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from rayrlhf.config_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from rayrlhf.config_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, is_record
 from rayrlhf.kl_config import KLLossConfig, KLPenaltyConfig
 
 LossReduction = Literal["sequence_sum", "sequence_mean", "token_mean", "group_sum"]
 """How token losses add up, by global counts. With N sequences of T_i tokens:
 sequence_sum: (1/N) sum_i sum_t (the policy gradient of whole sequences); sequence_mean: (1/N) sum_i (1/T_i) sum_t;
-token_mean: sum_i sum_t / sum_i T_i; group_sum: sum_i (1/T_i) sum_t (the source of SPEC ALLIT-3, not averaged)."""
+token_mean: sum_i sum_t / sum_i T_i; group_sum: sum_i (1/T_i) sum_t (the source of SPEC ALLIT-3, not averaged).
+
+Of more minibatches than one each stands for the whole batch: the loss of its n of the batch's N' sequences counts N'/n
+times, which is without bias. token_mean alone is the mean over the minibatch's own tokens, the policy's loss over those
+that carry it and the value loss over its own: a token counts more in a minibatch of few than in one of many."""
 
 
 class UpdateConfig(Section):
@@ -36,13 +40,25 @@ class PolicyGradientConfig(UpdateConfig):
     kl_loss: KLLossConfig | None = None
     """The KL penalty in the loss, beside or in place of that in the reward (`kl.coef: 0`); null: none."""
     loss_reduction: LossReduction = "sequence_sum"
-    """How token losses add up: sequence_sum, sequence_mean, token_mean or group_sum."""
+    """How token losses add up: sequence_sum, sequence_mean, token_mean (in each minibatch the mean over its own tokens) or
+    group_sum."""
     include_prompt: bool = False
     """Count prompt tokens after the first in the loss and in the KL (SPEC Q-5; only the parity presets do)."""
     importance_cap: PositiveFloat | None = 2.0
-    """Cap of the importance weight pi_learner / pi_sampler of a token (truncated importance sampling); null: no weight."""
+    """Cap of the importance weight pi_learner / pi_sampler of a token (truncated importance sampling); null: no weight.
+    Nothing where clip_range is set, which takes its place: any other cap than this default is refused there."""
     clip_range: PositiveFloat | None = None
     """PPO's clipped ratio around 1 in place of importance_cap, for more epochs or minibatches than one; null: none."""
+
+    @model_validator(mode="after")
+    def _one_limit_of_the_ratio(self, info: ValidationInfo) -> PolicyGradientConfig:
+        default = PolicyGradientConfig.model_fields["importance_cap"].default
+        if self.clip_range is not None and self.importance_cap not in (None, default) and not is_record(info):
+            raise ValueError(
+                f"importance_cap {self.importance_cap:g} does nothing beside clip_range {self.clip_range:g}, which takes "
+                "its place: leave importance_cap out, or set clip_range to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _off_policy_is_clipped(self) -> PolicyGradientConfig:
@@ -180,7 +196,8 @@ class PPOConfig(Section):
     whiten_advantages: Literal["none", "episode", "minibatch", "batch"] = "batch"
     """Shift and scale advantages to mean 0 and deviation 1 over the tokens of an episode, minibatch or iteration."""
     loss_reduction: LossReduction = "token_mean"
-    """How token losses add up: sequence_sum, sequence_mean, token_mean or group_sum."""
+    """How token losses add up: sequence_sum, sequence_mean, token_mean (in each minibatch the mean over its own tokens) or
+    group_sum."""
     value: ValueConfig = SeparateValueConfig()
     """The value network."""
 
@@ -204,7 +221,7 @@ class RejectionSamplingConfig(UpdateConfig):
     keep: PositiveInt | None = None
     """How many turns are kept, all where there are fewer; give this or keep_fraction."""
     keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Which part of the turns is kept; with neither given, half."""
+    """Which part of the turns is kept, rounded down to whole ones, at least one; with neither given, half."""
     ties: Literal["random", "all"] = "random"
     """Turns with the score of the last one kept: a random choice of them, or all."""
     dedupe: bool = False

@@ -184,15 +184,25 @@ class LearnerConfig(Section):
     tokens_per_micro_batch: PositiveInt = 4096
     """Most tokens, padding included, in one forward and backward pass of one rank."""
     max_logprob_gap: PositiveFloat = 1e-4
-    """fp32: the run stops where learner and sampler disagree by more nats than this on any token (SPEC X-5)."""
+    """fp32: the run stops where learner and sampler disagree by more nats than this on any token (SPEC X-5). It holds for
+    the logits: at a temperature below 1, which divides them, so many times more is allowed as it multiplies them."""
     max_mean_logprob_gap_bf16: PositiveFloat = 0.02
-    """bf16: the run stops where they disagree by more than this on the mean token."""
+    """bf16: the run stops where they disagree by more than this on the mean token, at temperature 1 or above."""
     timeout_s: PositiveFloat = 600.0
     """How long one update, save or load may take before the ranks are killed and rebuilt."""
     max_rebuilds: NonNegativeInt = 3
     """How often the ranks are rebuilt from the last checkpoint before the run stops."""
     cpus_per_rank: PositiveFloat = 1.0
     gpus_per_rank: NonNegativeFloat = 0.0
+
+    def logprob_gap_limit(self, bf16: bool, temperature: float) -> float:
+        """The disagreement in nats that stops the run, on the worst token in fp32 and on the mean one in bf16.
+
+        Rounding is that of the logits, and a log-probability has logits / temperature. Above 1 the limit stays: what the
+        normaliser over the vocabulary adds is not divided.
+        """
+        limit = self.max_mean_logprob_gap_bf16 if bf16 else self.max_logprob_gap
+        return limit / min(temperature, 1.0)
 
 
 class EvaluationConfig(Section):

@@ -125,6 +125,6 @@ def training_sequences(
             weights=(choices * weight).astype(np.float32),
             allowed=demonstration.allowed,
         )
-        for tokens, start, choices, (_, logprobs), demonstration in zip(ids, starts, chosen, scores, shown)
+        for tokens, start, choices, (_, logprobs), demonstration in zip(ids, starts, chosen, scores, shown, strict=True)
         if choices.any()
     ]

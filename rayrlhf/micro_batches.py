@@ -125,7 +125,11 @@ class MicroBatch:
         return MicroBatch(**moved)
 
 
-def collate(packed: PackedSequences, indices: Sequence[int], minibatch: Minibatch) -> MicroBatch:
+AS_THEY_ARE = Minibatch(())
+"""Shifts and scales nothing."""
+
+
+def collate(packed: PackedSequences, indices: Sequence[int], minibatch: Minibatch = AS_THEY_ARE) -> MicroBatch:
     """Pads the sequences at `indices` into one micro-batch, advantages and weights as `minibatch` shifts and scales them.
 
     No indices give one that can run through a model and carries no loss.
@@ -151,7 +155,7 @@ def collate(packed: PackedSequences, indices: Sequence[int], minibatch: Minibatc
         value_columns=torch.from_numpy(value_grid.columns),
         old_values=value_grid.fill(packed.values[of_value]),
         returns=value_grid.fill(packed.returns[of_value]),
-        value_weights=value_grid.fill(packed.value_weights[of_value] * minibatch.scale),
+        value_weights=value_grid.fill(packed.value_weights[of_value] * minibatch.value_scale),
         valued=value_grid.fill(np.ones(len(of_value), np.bool_)),
     )
 

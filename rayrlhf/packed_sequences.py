@@ -14,6 +14,7 @@ from rayrlhf.types import AllowedTokens, FloatArray, IntArray, TrainingBatch, Tr
 PER_TOKEN = ("advantages", "behaviour_logprobs", "weights")
 OF_VALUES = ("values", "returns", "value_weights")
 OF_REFERENCE = ("reference_logprobs",)
+OF_MINIBATCH = ("scale", "advantage_shift", "advantage_scale", "value_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +136,16 @@ def check_minibatches(batch: TrainingBatch) -> None:
         if not len(indices) or indices.min() < 0 or indices.max() >= len(batch.sequences):
             fault = f"its indices must be one or more of 0 .. {len(batch.sequences) - 1}"
             raise _error("minibatch", i, len(batch.minibatches), fault)
-        scales = (minibatch.scale, minibatch.advantage_shift, minibatch.advantage_scale)
-        if not np.isfinite(scales).all():
-            fault = f"scale, advantage_shift and advantage_scale must be finite, not {scales}"
+        numbers = {name: getattr(minibatch, name) for name in OF_MINIBATCH}
+        if not np.isfinite(list(numbers.values())).all():
+            fault = f"{', '.join(OF_MINIBATCH)} must be finite, not {numbers}"
             raise _error("minibatch", i, len(batch.minibatches), fault)
+
+
+def unseen_in_first(batch: TrainingBatch) -> list[int]:
+    """The sequences with a policy loss that the first minibatch leaves to later ones, rising."""
+    first, *later = (minibatch.indices for minibatch in batch.minibatches)
+    return [i for i in sorted(set().union(*later) - set(first)) if batch.sequences[i].weights.any()]
 
 
 def _shape_fault(sequence: TrainingSequence, scored: int, names: Sequence[str]) -> str | None:
@@ -166,7 +173,9 @@ def _pack_allowed(
         return _error("training sequence", number, len(sequences), f"{fault} at scored token {token}")
 
     scored = np.diff(tokens.scored_offsets)
-    allowed = [sequence.allowed or AllowedTokens.everything(int(n)) for sequence, n in zip(sequences, scored)]
+    allowed = [
+        sequence.allowed or AllowedTokens.everything(int(n)) for sequence, n in zip(sequences, scored, strict=True)
+    ]
     ids = np.concatenate([one.ids for one in allowed])
     counts = np.concatenate([one.counts for one in allowed])
     owners, places = ragged(counts)

@@ -14,6 +14,7 @@ import numpy as np
 
 from rayrlhf.errors import ConfigError
 from rayrlhf.response_config import MissingStopConfig, ResponseConfig
+from rayrlhf.shares import share_of
 from rayrlhf.types import EpisodeScore, IntArray, Trajectory, Turn
 
 PART = "missing_stop"
@@ -139,7 +140,7 @@ class ResponseScorer:
     def check_stops(self, trajectories: Sequence[Trajectory]) -> None:
         """Raises ConfigError where more than the share allowed of a run's first episodes is penalised (SPEC LMHP-17)."""
         missing = sum(any(turn.missing_stop for turn in trajectory.turns) for trajectory in trajectories)
-        if missing > self._config.missing_stop.refuse_share * len(trajectories):
+        if missing > share_of(self._config.missing_stop.refuse_share, len(trajectories)):
             raise ConfigError(_refusal(missing, len(trajectories), self._config, self._max_new_tokens))
 
 

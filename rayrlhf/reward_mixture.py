@@ -112,7 +112,9 @@ class RewardMixture:
                 total += weight * np.asarray(value)
         if not np.all(np.abs(total) <= _LARGEST):
             raise RewardError(f"the weighted sum of rewards of episode {index} is too large for a float: {total}.")
-        parts = {key: value if isinstance(value, float) else sum(value) for key, value in zip(self.keys, values)}
+        parts = {
+            key: value if isinstance(value, float) else sum(value) for key, value in zip(self.keys, values, strict=True)
+        }
         return EpisodeScore(total=total.astype(np.float32), parts=parts)
 
 

@@ -35,6 +35,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rayrlhf.config import RunConfig
+from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError
 from rayrlhf.files import replace_file, sync_folder
 
@@ -273,7 +274,7 @@ def _path_of(config: RunConfig) -> Path:
 def parse_config(text: str, source: str) -> RunConfig:
     """A resolved config; RunFolderError where `source` is damaged or another version wrote it."""
     try:
-        return RunConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(text)))
+        return RunConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(text)), context=RECORD)
     except (YAMLError, ValidationError) as error:
         raise RunFolderError(f"{source} is damaged or was written by another version of RayRLHF: {error}") from None
 
@@ -281,6 +282,10 @@ def parse_config(text: str, source: str) -> RunConfig:
 def _differences(before: RunConfig, now: RunConfig) -> list[str]:
     """A line for each setting that differs and may not."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    if old.get("algorithm.clip_range") is not None and old.get("algorithm.clip_range") == new.get(
+        "algorithm.clip_range"
+    ):
+        old["algorithm.importance_cap"] = new.get("algorithm.importance_cap")  # without effect in either
     return [
         f"{name}: {json.dumps(old[name]) if name in old else 'absent'} then, "
         f"{json.dumps(new[name]) if name in new else 'absent'} now"

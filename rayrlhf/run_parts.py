@@ -146,9 +146,9 @@ def device_of(config: RunConfig, gpus: float) -> str:
 
 def logprob_gap(config: RunConfig) -> tuple[str, float]:
     """The metric that says how far learner and sampler disagree, and where the learner stops the run (SPEC X-5)."""
-    if precision_of(config) == "fp32":
-        return "learner/logprob_gap_max", config.learner.max_logprob_gap
-    return "learner/logprob_gap_mean", config.learner.max_mean_logprob_gap_bf16
+    bf16 = precision_of(config) == "bf16"
+    limit = config.learner.logprob_gap_limit(bf16, config.rollout.temperature)
+    return f"learner/logprob_gap_{'mean' if bf16 else 'max'}", limit
 
 
 def precision_of(config: RunConfig) -> str:

@@ -233,7 +233,7 @@ class Trainer:
     ) -> list[SampleRecord]:
         """Records the episodes of an iteration, and returns what was recorded."""
         shaped = self.algorithm.shaped_rewards(trajectories, scores)
-        rows = zip(trajectories, scores, shaped, self.algorithm.turn_values(trajectories, values))
+        rows = zip(trajectories, scores, shaped, self.algorithm.turn_values(trajectories, values), strict=True)
         records = [sample_record(self.schedule.run, iteration, *row) for row in rows]
         self.log.record_samples(records)
         return records

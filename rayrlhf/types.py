@@ -247,9 +247,10 @@ class Minibatch:
     """The sequences of one optimizer step."""
 
     indices: tuple[int, ...]  # into TrainingBatch.sequences
-    scale: float = 1.0  # factor on all weights: a minibatch's mean is over the minibatch
+    scale: float = 1.0  # factor on the policy loss's weights, so that the step stands for the whole batch
     advantage_shift: float = 0.0  # subtracted from the advantages first,
     advantage_scale: float = 1.0  # which are multiplied by this then
+    value_scale: float = 1.0  # as `scale`, on the value loss's weights: other tokens carry that loss
 
 
 @dataclass(frozen=True, slots=True)

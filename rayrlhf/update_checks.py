@@ -45,18 +45,23 @@ def check_weights(finite: bool, what: str) -> None:
         )
 
 
-def check_agreement(tokens: TokenStatistics, config: LearnerConfig, bf16: bool) -> None:
-    """Raises LearnerError where the policy, untouched yet, is not the one that sampled (SPEC X-5)."""
+def check_agreement(tokens: TokenStatistics, config: LearnerConfig, bf16: bool, temperature: float) -> None:
+    """Raises LearnerError where the policy, untouched yet, is not the one that sampled (SPEC X-5). tokens: of all that the
+    update is to train on, not of its first step alone. A log-probability that is no number is a NotFiniteError."""
+    if tokens.not_finite:
+        raise NotFiniteError(
+            f"a log-probability is not finite on {tokens.not_finite} of {tokens.count} scored tokens; no weight was "
+            "changed. Check the model, and that optimizer.lr has not made the policy diverge in the updates before."
+        )
     metrics = tokens.metrics()
     largest, mean = metrics["learner/logprob_gap_max"], metrics["learner/logprob_gap_mean"]
-    if bf16:
-        gap, limit, option = mean, config.max_mean_logprob_gap_bf16, "max_mean_logprob_gap_bf16"
-    else:
-        gap, limit, option = largest, config.max_logprob_gap, "max_logprob_gap"
+    gap, option = (mean, "max_mean_logprob_gap_bf16") if bf16 else (largest, "max_logprob_gap")
+    limit = config.logprob_gap_limit(bf16, temperature)
     if gap > limit:
+        at = f" at temperature {temperature:g}" if temperature < 1 else ""
         raise LearnerError(
             f"learner and sampler disagree about the log-probabilities of {tokens.count} scored tokens: by {largest:.3g} "
-            f"nats on the worst, by {mean:.3g} on the mean token; learner.{option} allows {limit:g}. No weight was "
+            f"nats on the worst, by {mean:.3g} on the mean token; learner.{option} allows {limit:g}{at}. No weight was "
             "changed. Check that both have the same model, weights version and temperature, that the behaviour "
             "log-probabilities are those of the full vocabulary, or of the tokens allowed where decoding was constrained, "
             "and that each stands at its own token."

@@ -21,9 +21,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from rayrlhf.algorithm_config import SeparateValueConfig, ValueConfig
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
+from rayrlhf.heads import HeadLinear
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
 from rayrlhf.policy import resolve_model
+from rayrlhf.reward_models.sidecar import SIDECAR, read_sidecar
 from rayrlhf.types import FloatArray, ValueQuery
 
 DESCRIPTION, TENSORS = "value.json", "value.safetensors"
@@ -32,7 +34,8 @@ HeadKind = Literal["linear", "mlp"]
 
 
 class ValueHead(nn.Module):
-    """Hidden states [..., H] -> values [...]: linear, or linear (2H), ReLU, linear (SPEC TW-17). It starts at V = 0."""
+    """Hidden states [..., H] -> values [...] in fp32: linear, or linear (2H), ReLU, linear (SPEC TW-17). It starts at
+    V = 0."""
 
     def __init__(self, hidden_size: int, kind: HeadKind):
         super().__init__()
@@ -40,8 +43,8 @@ class ValueHead(nn.Module):
         width = hidden_size if kind == "linear" else 2 * hidden_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(HEAD_SEED)
-            inner = [] if kind == "linear" else [nn.Linear(hidden_size, width), nn.ReLU()]
-            self.layers = nn.Sequential(*inner, nn.Linear(width, 1))
+            inner = [] if kind == "linear" else [HeadLinear(hidden_size, width), nn.ReLU()]
+            self.layers = nn.Sequential(*inner, HeadLinear(width, 1))
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -52,7 +55,7 @@ class ValueHead(nn.Module):
         return layer
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.layers(hidden.to(self.output.weight.dtype)).squeeze(-1)
+        return self.layers(hidden).squeeze(-1)
 
 
 class ValueNetwork(nn.Module):
@@ -96,7 +99,7 @@ def build_value_network(config: SeparateValueConfig, policy: ModelConfig) -> Val
     """The value network that a run starts from, whole and in evaluation mode (no dropout).
 
     `config.init` names its backbone, or a reward model: a sequence classifier with one label, whose score is then the
-    head. Null is the policy's own start.
+    head, with the gain and bias that a reward model's folder has beside it. Null is the policy's own start.
 
     Raises:
         ModelError: it does not load, lacks weights, is not causal, or its head is not the one that `config` asks for.
@@ -123,10 +126,15 @@ def _from_reward_model(source: ModelConfig, kind: HeadKind) -> ValueNetwork:
     if kind != "linear":
         raise ModelError(f"model {source.path} is a reward model with a linear head: set algorithm.value.head: linear")
     head = ValueHead(score.in_features, kind)
+    folder, gain, bias = Path(resolve_model(source.path)), 1.0, 0.0
+    if (folder / SIDECAR).is_file():
+        sidecar = read_sidecar(folder)
+        gain, bias = sidecar.gain, sidecar.bias
     with torch.no_grad():
-        head.output.weight.copy_(score.weight)
+        head.output.weight.copy_(gain * score.weight)
+        head.output.bias.fill_(bias)
         if score.bias is not None:
-            head.output.bias.copy_(score.bias)
+            head.output.bias.add_(gain * score.bias)
     return ValueNetwork(model.base_model, head)
 
 

@@ -111,12 +111,13 @@ def test_only_columns_that_carry_a_loss_are_kept() -> None:
 
 
 def test_a_minibatch_shifts_and_scales() -> None:
-    """Advantages are (a - shift) * advantage_scale, both losses' weights are multiplied by scale; nothing else changes."""
+    """Advantages are (a - shift) * advantage_scale, each loss's weights have a scale of their own; nothing else changes."""
     plain = batch_of([sequence(4, 2), sequence(4, 1)], [1])
-    scaled = batch_of([sequence(4, 2), sequence(4, 1)], [1], Minibatch((1,), 10.0, 2.0, 0.5))
+    minibatch = Minibatch((1,), scale=10.0, advantage_shift=2.0, advantage_scale=0.5, value_scale=3.0)
+    scaled = batch_of([sequence(4, 2), sequence(4, 1)], [1], minibatch)
     assert scaled.advantages.tolist() == [[-0.5, 0, 0.5]]
     torch.testing.assert_close(scaled.weights, 10 * plain.weights)
-    torch.testing.assert_close(scaled.value_weights, 10 * plain.value_weights)
+    torch.testing.assert_close(scaled.value_weights, 3 * plain.value_weights)
     assert torch.equal(scaled.returns, plain.returns)
     assert torch.equal(scaled.behaviour_logprobs, plain.behaviour_logprobs)
 
@@ -217,7 +218,8 @@ def test_what_is_missing_without_a_value_network_does_not_matter() -> None:
         ((Minibatch((0,)), Minibatch(())), "minibatch 1 of 2: its indices must be one or more of 0 .. 1"),
         ((Minibatch((0, 2)),), "minibatch 0 of 1: its indices"),
         ((Minibatch((-1,)),), "minibatch 0 of 1: its indices"),
-        ((Minibatch((0,), scale=float("nan")),), "scale, advantage_shift and advantage_scale must be finite"),
+        ((Minibatch((0,), scale=float("nan")),), "advantage_scale, value_scale must be finite, not .*'scale': nan"),
+        ((Minibatch((0,), value_scale=float("inf")),), "must be finite, not .*'value_scale': inf"),
     ],
 )
 def test_a_senseless_minibatch_is_named(minibatches: tuple[Minibatch, ...], message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -71,8 +71,10 @@ def training_sequence(
     own = [(turns[i], targets[i]) for i in segment.turns]
     reach = len(own[0][1].weights) - len(own[0][0].response_ids)  # prompt tokens that count
     start = segment.starts[0] - reach
-    places = [slice(begin - start - reach, begin - start + len(turn.response_ids)) for begin, (turn, _) in zip(
-        segment.starts, own)]  # fmt: skip
+    places = [
+        slice(begin - start - reach, begin - start + len(turn.response_ids))
+        for begin, (turn, _) in zip(segment.starts, own, strict=True)
+    ]
     scored = len(segment.input_ids) - start
 
     def spread(pieces: Sequence[FloatArray]) -> FloatArray:
@@ -80,7 +82,7 @@ def training_sequence(
         if not any(len(piece) for piece in pieces):
             return np.zeros(0, np.float32)
         values = np.zeros(scored, np.float32)
-        for place, piece in zip(places, pieces):
+        for place, piece in zip(places, pieces, strict=True):
             values[place] = piece
         return values
 
@@ -108,7 +110,7 @@ def _allowed(turns: Sequence[Turn], places: Sequence[slice], scored: int) -> All
     if all(allowed is None for allowed in sets):
         return None
     counts = np.zeros(scored, np.int64)
-    for allowed, place in zip(sets, places):
+    for allowed, place in zip(sets, places, strict=True):
         if allowed is not None:
             counts[place.stop - len(allowed.counts) : place.stop] = allowed.counts
     held = [allowed for allowed in sets if allowed is not None]
@@ -135,29 +137,37 @@ def token_weights(tokens: Sequence[int], reduction: LossReduction) -> list[float
 
 def split_into_minibatches(
     sequences: Sequence[TrainingSequence], reduction: LossReduction, epochs: int, minibatches: int, seed: int
-) -> list[list[tuple[tuple[int, ...], float]]]:
-    """For each epoch its minibatches: indices of sequences, and the factor that makes the minibatch's loss its mean.
+) -> list[list[Minibatch]]:
+    """For each epoch its minibatches, with the scales that make their losses stand for the whole batch's.
 
-    All of an epoch's sequences come in one order drawn from the seed, cut into even parts. The factor is one over the
-    minibatch's part of what the reduction divides by: tokens, or for the others the tokens' parts of their episodes.
+    All of an epoch's sequences come in one order drawn from the seed, cut into even parts: each is as likely as any other
+    to be in a step. So N sequences over the minibatch's n is the factor without bias for losses that add up by sequences
+    or episodes. `token_mean` is the mean over the minibatch's own tokens, of the policy's loss over those that carry it
+    and of the value loss over its own: its tokens' part of all tokens is the factor's inverse.
     """
     if minibatches == 1:
-        return [[(tuple(range(len(sequences))), 1.0)]] * epochs
+        return [[Minibatch(tuple(range(len(sequences))))]] * epochs
     if reduction == "token_mean":
-        parts = np.array([np.count_nonzero(sequence.weights) for sequence in sequences], np.float64)
+        of_policy = [np.count_nonzero(sequence.weights) for sequence in sequences]
+        of_values = [np.count_nonzero(sequence.value_weights) for sequence in sequences]
     else:
-        parts = np.array([sequence.weights.sum(dtype=np.float64) for sequence in sequences])
-    parts /= parts.sum() or 1.0
+        of_policy = of_values = [1] * len(sequences)
     rng = np.random.default_rng(seed)
-    epochs_cut = [np.array_split(rng.permutation(len(sequences)), minibatches) for _ in range(epochs)]
+    cuts = [np.array_split(rng.permutation(len(sequences)), minibatches) for _ in range(epochs)]
     return [
-        [(tuple(int(i) for i in sorted(part)), _inverse(parts[part].sum())) for part in cut if len(part)]
-        for cut in epochs_cut
+        [
+            Minibatch(tuple(sorted(part.tolist())), _scale(of_policy, part), value_scale=_scale(of_values, part))
+            for part in cut
+            if len(part)
+        ]
+        for cut in cuts
     ]
 
 
-def _inverse(part: float) -> float:
-    return 1.0 / part if part > 0 else 1.0
+def _scale(counts: Sequence[int], part: IntArray) -> float:
+    """All of the counts over those of the part; 1 where these are 0, as there is no loss to scale."""
+    own = sum(counts[i] for i in part)
+    return sum(counts) / own if own else 1.0
 
 
 def training_batch(
@@ -172,18 +182,19 @@ def training_batch(
 ) -> TrainingBatch:
     """The update's optimizer steps; with `whiten` each minibatch's advantages get mean 0 and deviation 1. `kl_coef` is
     that of the KL loss, per nat."""
-    cut = split_into_minibatches(sequences, reduction, epochs, minibatches, seed)
-    steps = [_minibatch(sequences, indices, scale, whiten) for epoch in cut for indices, scale in epoch]
+    steps = [
+        step for epoch in split_into_minibatches(sequences, reduction, epochs, minibatches, seed) for step in epoch
+    ]
+    if whiten:
+        steps = [_whitened(step, sequences) for step in steps]
     return TrainingBatch(tuple(sequences), tuple(steps), kl_coef=kl_coef, target_kl=target_kl)
 
 
-def _minibatch(
-    sequences: Sequence[TrainingSequence], indices: tuple[int, ...], scale: float, whiten: bool
-) -> Minibatch:
-    if not whiten:
-        return Minibatch(indices, scale)
-    trained = [sequences[i].advantages[sequences[i].weights != 0].astype(np.float64) for i in indices]
-    return Minibatch(indices, scale, *whitening(np.concatenate(trained)))
+def _whitened(minibatch: Minibatch, sequences: Sequence[TrainingSequence]) -> Minibatch:
+    own = [sequences[i] for i in minibatch.indices]
+    trained = [sequence.advantages[sequence.weights != 0].astype(np.float64) for sequence in own]
+    shift, factor = whitening(np.concatenate(trained))
+    return replace(minibatch, advantage_shift=shift, advantage_scale=factor)
 
 
 def constant(turn: Turn, advantage: float, weight: float, include_prompt: bool) -> TurnTarget:

@@ -30,6 +30,7 @@ from rayrlhf.reward_models.project_labels import TOKENIZER, project_labels
 from rayrlhf.reward_models.scoring import RewardScorer
 from rayrlhf.reward_models.tasks import sample_task
 from rayrlhf.reward_models.training import make_reward_model
+from rayrlhf.shares import share_of
 from rayrlhf.text_statistics import distinct_n
 from rayrlhf.types import Trajectory
 
@@ -234,7 +235,7 @@ class Stages:
         seed, new = self._seed(round_), {item.id for item in items}
         earlier = [item for item in self.store.items().values() if (item.iteration or 0) < round_.number]
         rng = np.random.default_rng([seed, 0xB21D])
-        bridges = round(self.loop.bridges * count) if earlier else 0
+        bridges = round(share_of(self.loop.bridges, count)) if earlier else 0
         across = self._across(items, [item for item in earlier if item.id not in new], bridges, rng)
         within = propose(
             items, asked, self.store.skips(), self.config.pairing, self.config.ranking, count - len(across), seed

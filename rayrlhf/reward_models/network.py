@@ -1,7 +1,7 @@
 """The network of a reward model: a causal language model, a linear head at the last present token, a gain and a bias.
 
-reward = gain * head(hidden state of the last token) + bias (SPEC LMHP-9, LMHP-10). The head has no bias of its own: the
-outer one does its work. Positions are told by lengths, never by comparing ids with a pad id (SPEC X-2).
+reward = gain * head(hidden state of the last token) + bias (SPEC LMHP-9, LMHP-10), in fp32. The head has no bias of its
+own: the outer one does its work. Positions are told by lengths, never by comparing ids with a pad id (SPEC X-2).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.utils import logging
 
 from rayrlhf.errors import ModelError
+from rayrlhf.heads import HeadLinear
 from rayrlhf.types import FloatArray, IntArray
 
 PAD = "<|reward-pad|>"
@@ -33,6 +34,7 @@ class RewardNetwork(nn.Module):
         log_tie: log of Davidson's parameter of ties, in the loss alone.
         """
         super().__init__()
+        classifier.score = HeadLinear.of(classifier.score)
         self.classifier = classifier
         self.gain = nn.Parameter(torch.tensor([gain]))
         self.bias = nn.Parameter(torch.tensor([bias]))
@@ -49,7 +51,7 @@ class RewardNetwork(nn.Module):
         backbone: Any = getattr(self.classifier, self.classifier.base_model_prefix)
         hidden = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-        return self.gain * self.head(last).squeeze(-1).float() + self.bias
+        return self.gain * self.head(last).squeeze(-1) + self.bias
 
     def score_in_pieces(self, input_ids: Tensor, lengths: Tensor, rows: int) -> Tensor:
         """As `forward`, `rows` sequences at a time with activations computed anew for the gradient (SPEC LMHP-35)."""
