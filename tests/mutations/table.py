@@ -19,6 +19,7 @@ REJECTION = "test_rejection_sampling.py::"
 REWARDS = "test_reward_model_math.py::"
 ROLLOUT = "test_rollout.py::"
 SAMPLING = "test_sampling.py::"
+SCALES = "test_minibatch_scales.py::"
 VALUE = "test_value.py::"
 WIRING = "test_wiring.py::"
 
@@ -431,17 +432,31 @@ MUTATIONS = (
     # From turns to sequences, weights and minibatches.
     Mutation(
         "advantages are whitened by minibatch over all tokens",
-        "algorithms.sequences:_minibatch",
-        "sequences[i].advantages[sequences[i].weights != 0]",
-        "sequences[i].advantages",
+        "algorithms.sequences:_whitened",
+        "sequence.advantages[sequence.weights != 0]",
+        "sequence.advantages",
         PPO + "test_advantages_are_whitened_over_trained_tokens",
     ),
     Mutation(
         "every minibatch has scale 1",
-        "algorithms.sequences:split_into_minibatches",
-        "_inverse(parts[part].sum())",
+        "algorithms.sequences:_scale",
+        "sum(counts) / own if own else 1.0",
         "1.0",
-        PPO + "test_minibatches_cover_an_epoch_and_weigh_as_means",
+        SCALES + "test_a_token_counts_the_same_in_short_and_long_answers",
+    ),
+    Mutation(
+        "the values' scale of a minibatch is the policy's",
+        "algorithms.sequences:split_into_minibatches",
+        "value_scale=_scale(of_values, part)",
+        "value_scale=_scale(of_policy, part)",
+        SCALES + "test_the_value_loss_of_a_minibatch_is_the_mean_over_its_valued_tokens",
+    ),
+    Mutation(
+        "sequences of a minibatch are scaled by their tokens",
+        "algorithms.sequences:split_into_minibatches",
+        "[1] * len(sequences)",
+        "[len(sequence) for sequence in sequences]",
+        SCALES + "test_a_token_counts_the_same_in_short_and_long_answers",
     ),
     Mutation(
         "turns are joined whatever stood before",
@@ -476,7 +491,7 @@ MUTATIONS = (
         "algorithms.sequences:split_into_minibatches",
         "rng.permutation(len(sequences))",
         "np.random.default_rng(seed).permutation(len(sequences))",
-        PPO + "test_minibatches_cover_an_epoch_and_weigh_as_means",
+        PPO + "test_minibatches_cover_an_epoch_and_follow_from_the_seed",
     ),
     Mutation(
         "include_prompt counts the prompts of examples",
@@ -524,8 +539,15 @@ MUTATIONS = (
     Mutation(
         "the minibatch's scale is not on the values' weights",
         "micro_batches:collate",
-        "packed.value_weights[of_value] * minibatch.scale",
+        "packed.value_weights[of_value] * minibatch.value_scale",
         "packed.value_weights[of_value]",
+        MICRO + "test_a_minibatch_shifts_and_scales",
+    ),
+    Mutation(
+        "the value loss of a minibatch has the policy's scale",
+        "micro_batches:collate",
+        "minibatch.value_scale",
+        "minibatch.scale",
         MICRO + "test_a_minibatch_shifts_and_scales",
     ),
     Mutation(
@@ -567,8 +589,8 @@ MUTATIONS = (
     Mutation(
         "half of an odd number is rounded up",
         "algorithms.rejection_sampling:RejectionSampling.prepare",
-        "len(turns) // 2",
-        "(len(turns) + 1) // 2",
+        "math.floor(share_of(share, len(turns)))",
+        "math.ceil(share_of(share, len(turns)))",
         WIRING + "test_rejection_sampling_fits_the_better_half_rounded_down",
     ),
     # What an update reports.
@@ -716,11 +738,18 @@ MUTATIONS = (
         "test_learner.py::test_a_pad_id_that_is_the_eos_id_changes_nothing",
     ),
     Mutation(
-        "a reward model's bias is dropped",
+        "the bias of a reward model's score is dropped",
         "value:_from_reward_model",
-        "head.output.bias.copy_(score.bias)",
+        "head.output.bias.add_(gain * score.bias)",
         "pass",
-        VALUE + "test_a_reward_model_gives_its_trunk_and_its_score",
+        VALUE + "test_the_bias_of_a_score_is_in_the_value",
+    ),
+    Mutation(
+        "the bias that stands beside a reward model is dropped",
+        "value:_from_reward_model",
+        "head.output.bias.fill_(bias)",
+        "head.output.bias.fill_(0.0)",
+        VALUE + "test_a_reward_models_bias_and_gain_are_in_the_value",
     ),
     Mutation(
         "the learner differentiates at temperature 1",
