@@ -387,5 +387,5 @@ def test_a_validation_part_of_less_than_a_block_gets_a_larger_share(tmp_path: Pa
     assert len(np.load(tmp_path / VALIDATION_BLOCKS)) >= 1
     assert len(np.load(tmp_path / TRAINING_BLOCKS)) >= 1
     assert any(line.startswith("a share of 0.02 is less than a block: 0.0") for line in said)
-    with pytest.raises(PromptError, match="validation part has fewer tokens|training part has fewer tokens"):
+    with pytest.raises(PromptError, match=r"validation part has fewer tokens|training part has fewer tokens"):
         prepare_blocks(tmp_path, asked, said.append, lambda: documents[:2], 0.02, None)
