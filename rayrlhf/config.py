@@ -31,6 +31,8 @@ class ScratchConfig(Section):
 class ModelConfig(Section):
     path: str = "tiny-stories"
     """What the policy starts from and the reference stays: `tiny-stories` (shipped), a local folder, or a hub name."""
+    context: PositiveInt | None = None
+    """Most tokens, prompt and response together; null: what the model's config names, 2048 where it names no limit."""
     scratch: ScratchConfig | None = None
     """Start from random weights instead of `path`: the model is made in the run's folder, from the run's seed."""
     trust_remote_code: bool = False
