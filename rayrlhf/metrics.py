@@ -210,8 +210,8 @@ def _finite(name: str, value: float, iteration: int) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise NotFiniteError(
-            f"{iteration_name(iteration)}: {name} is {number}. The run stops here. Lower optimizer.lr or look at the reward, "
-            "then continue with --resume, where there is a checkpoint, or start anew"
+            f"{iteration_name(iteration)}: {name} is {number}. The run stops here. Lower optimizer.lr or look at the "
+            "reward, then continue with --resume, where there is a checkpoint, or start anew"
         )
     return number
 

@@ -213,8 +213,8 @@ class RunFolder:
         changed = [part for part, value in fingerprint.items() if kept.get(part, value) != value]
         if changed:
             raise RunFolderError(
-                f"the run {self.name!r} cannot be resumed: the {' and the '.join(changed)} of its model {path} changed since "
-                "it began; put the model back as it was, or start a run of another name with name=..."
+                f"the run {self.name!r} cannot be resumed: the {' and the '.join(changed)} of its model {path} changed "
+                "since it began; put the model back as it was, or start a run of another name with name=..."
             )
 
     def close(self) -> None:
