@@ -14,21 +14,27 @@ import torch
 from conftest import build_tiny_model
 from model_families import FAMILIES, LENGTH_CHANGES_ALL, NOT_CAUSAL, random_model, write_family
 
-from rayrlhf.algorithm_config import HeadValueConfig
-from rayrlhf.config import ModelConfig
+from rayrlhf.algorithm_config import AdamWConfig, HeadValueConfig, PPOConfig
+from rayrlhf.algorithms.ppo import PPO
+from rayrlhf.config import AgentConfig, LearnerConfig, ModelConfig
+from rayrlhf.environments import EnvironmentSettings
 from rayrlhf.errors import ModelError
+from rayrlhf.learner import Learner
 from rayrlhf.losses import selected_logprobs
 from rayrlhf.metrics import read_metrics
 from rayrlhf.model_config import stated_context
 from rayrlhf.packed_sequences import Limits, pack_tokens
 from rayrlhf.policy import check_policy, load_policy, load_tokenizer, score_tokens
 from rayrlhf.policy_network import PolicyNetwork
+from rayrlhf.prompts import Prompt
+from rayrlhf.rollout import deal_specs
 from rayrlhf.sampling.agreement import check_plain
 from rayrlhf.sampling.prefix_cache import PrefixCache
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler, cached_way
 from rayrlhf.trainer import train
-from rayrlhf.types import ValueQuery
+from rayrlhf.types import EpisodeScore, ValueQuery
 from rayrlhf.value import ValueHead, ValueNetwork, hidden_size, load_value, query_values, write_value
+from rayrlhf.worker import RolloutWorker, WorkerSettings
 from tests.test_training import small_config
 
 VOCABULARY = 300
@@ -47,6 +53,8 @@ CACHED = (
     "mixtral",
     "mistral",
 )
+
+TRAINED = ("bloom", "mpt", "opt_projected", "lfm2", "mamba", "mamba2", "recurrent_gemma", "qwen3_next")
 
 
 def alone(model: torch.nn.Module, sequence: np.ndarray, start: int) -> np.ndarray:
@@ -152,9 +160,7 @@ def test_a_value_head_has_the_width_of_the_hidden_states(tmp_path: Path, family:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", ["bloom", "mpt", "opt_projected", "lfm2", "mamba", "mamba2", "recurrent_gemma", "qwen3_next"]
-)
+@pytest.mark.parametrize("family", TRAINED)
 def test_families_train(tmp_path: Path, family: str, ray_cluster: None) -> None:
     """Two iterations of PPO with a value head on the policy, which compare sampler and learner themselves (X-5)."""
     model = write_family(tmp_path / "model", FAMILIES[family])
@@ -168,11 +174,34 @@ def test_families_train(tmp_path: Path, family: str, ray_cluster: None) -> None:
     assert max(gaps) <= 1e-4
 
 
-def test_a_model_of_a_recurrent_kind_trains(tmp_path: Path, ray_cluster: None) -> None:
-    model = write_family(tmp_path / "model", FAMILIES["mamba"])
-    train(small_config(model, tmp_path, "mamba", iterations=1, baseline_episodes=0, learner={"ranks": 1}))
-    [row] = [row for row in read_metrics(tmp_path / "mamba") if row["iteration"] >= 0]
-    assert row["learner/logprob_gap_max"] <= 1e-4
+@pytest.mark.parametrize("family", TRAINED)
+def test_worker_and_learner_agree_through_two_updates(tmp_path: Path, family: str) -> None:
+    """The loop without Ray: play, value, update, publish, twice; the learner itself compares every token (X-5)."""
+    model = ModelConfig(path=str(write_family(tmp_path, FAMILIES[family])))
+    prompt = Prompt("hello", np.array([5, 6, 7]))
+    worker = RolloutWorker(
+        WorkerSettings(
+            model, {"train": EnvironmentSettings("single_turn")}, (prompt,), AgentConfig(), SamplingSettings(12), 1,
+            "cpu", "float32", 1,
+        )
+    )  # fmt: skip
+    algorithm = PPO(PPOConfig.model_validate({"value": {"kind": "head"}, "epochs": 1}), 2)
+    learner = Learner(
+        model.path, algorithm.objective, AdamWConfig(lr=1e-2), LearnerConfig(ranks=1, zero_stage=0), 1.0, 2, "cpu",
+        value=HeadValueConfig(),
+    )  # fmt: skip
+    try:
+        for iteration in range(2):
+            [specs] = deal_specs(0, iteration, 1, 6, 1)
+            played = worker.play(specs, learner.weights() if iteration else None, learner.version).trajectories
+            scores = [EpisodeScore(np.array([float(i)], np.float32), {}) for i in range(6)]
+            batch, _ = algorithm.prepare(played, scores, learner.values(algorithm.value_queries(played)), iteration)
+            metrics = learner.update(batch, iteration).metrics
+            assert metrics["learner/logprob_gap_max"] <= 1e-4
+            assert metrics["learner/grad_norm"] > 0
+    finally:
+        learner.close()
+        worker.environments.close()
 
 
 def test_weights_that_are_no_numbers_are_named_when_loaded(tmp_path: Path) -> None:
