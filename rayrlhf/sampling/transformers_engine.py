@@ -71,7 +71,7 @@ def slow_sampling(model: nn.Module) -> str:
     if cached_way(model) is not None:
         return ""
     tried = "; ".join(f"{way.name}: {agreement(model, way.name, way)}" for way in CACHED_WAYS)
-    return f"whole sequences are read anew for each token, which is slow, for with its cache other numbers come out ({tried})"
+    return f"whole sequences are read anew for each token, which is slow: its cache gives other numbers ({tried})"
 
 
 class TransformersSampler:
