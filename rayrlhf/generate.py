@@ -57,6 +57,8 @@ def sample(
 ) -> list[Trajectory]:
     """Plays single-turn episodes with the model or the run's latest checkpoint `source`, cut as its rewards see them."""
     model, prompts_config, response = find_model(source, trust)
+    if prompt == "":
+        Console(stderr=True).print("--prompt is empty: the model starts from its BOS or EOS token alone")
     if prompt is not None:
         prompts_config = PromptsConfig(text=prompt or None)
     sampled = Sampled(prompts_config, SamplingSettings(max_new_tokens, temperature), response)

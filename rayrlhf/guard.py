@@ -98,7 +98,7 @@ class Guard:
 
     def not_finite(self, error: NotFiniteError, done: int, attempt: int) -> str:
         """Records that a run ended on numbers that are not finite, with the batch under way; returns what to tell."""
-        iteration = done - 1 if self._batch is None else self._batch.iteration
+        iteration = max(done - 1, 0) if self._batch is None else self._batch.iteration
         alarm = Alarm(iteration, "not_finite", None, None, "stop", str(error))
         dump = None if self._batch is None else self._keep(alarm)
         self.log.record([alarm], attempt, dump)

@@ -30,10 +30,12 @@ def resolve_model(path: str) -> str:
     Raises ModelError for a path that looks local and is no model folder, one whose config.json claims what its weights
     cannot be, and a hub name where there is no hub.
     """
-    shipped = ASSETS / path
-    if "/" not in path and shipped.is_dir() and not Path(path).exists():
-        return str(shipped)
+    if not path.strip() or "\0" in path:
+        raise ModelError(f"model {printable(path)!r}: this names no model; give a folder or a hub's name")
     try:
+        shipped = ASSETS / path
+        if "/" not in path and shipped.is_dir() and not Path(path).exists():
+            return str(shipped)
         folder = Path(path).expanduser()
         if folder.is_dir():
             return str(_model_folder(folder, path))
@@ -95,7 +97,7 @@ def _near_inside(folder: Path) -> str:
 
 def _looks_local(path: str, folder: Path) -> bool:
     """A hub name has one slash at most; and none is meant where its first part is a folder that is there."""
-    if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path.strip():
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
         return True
     return "/" in path and folder.parent.is_dir() and not _on_disk(path)
 
@@ -149,7 +151,7 @@ def reach_hub(name: str) -> None:
     before = utils.logging.get_verbosity()
     utils.logging.set_verbosity_error()  # that it tries again is no news
     try:
-        url, headers = hf_hub_url(name, "config.json"), utils.build_hf_headers()
+        url, headers = hf_hub_url(name, "config.json", endpoint=constants.ENDPOINT), utils.build_hf_headers()
         answer = utils.http_backoff("HEAD", url, max_retries=1, timeout=HUB_TIMEOUT_S, headers=headers)
     except HFValidationError as error:
         raise ModelError(f"{absent}, and it is no hub's name for a model") from error

@@ -159,7 +159,12 @@ def check_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None
     """
     folder = Path(resolve_model(config.path))
     if folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= CHECKED_AT_ONCE_BYTES:
-        check_policy(config, load_policy(config), tokenizer)
+        from rayrlhf.sampling.transformers_engine import slow_sampling
+
+        model = load_policy(config)
+        check_policy(config, model, tokenizer)
+        if slow := slow_sampling(model):
+            logger.warning("model %s: %s", config.path, slow)
 
 
 @torch.inference_mode()

@@ -64,14 +64,22 @@ def lacks_weights(model: Path) -> None:
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
+def no_numbers(model: Path) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        loaded.model.layers[0].mlp.up_proj.weight[3] = float("nan")
+    loaded.save_pretrained(model)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (no_numbers, r"weights of model\.layers\.0\.mlp\.up_proj\.weight are no finite numbers"),
         (cut_weights, "does not load"),
         (no_eos, "no end-of-sequence token"),
         (too_few_embeddings, "its embedding only 200"),
         (no_tokenizer, "its tokenizer does not load"),
-        (not_a_language_model, "does not load|no max_position_embeddings"),
+        (not_a_language_model, "vit is no causal language model"),
         (broken_config, "does not load"),
         (lacks_weights, "model.norm.weight"),
         (lambda model: (model / "config.json").unlink(), "no config.json"),

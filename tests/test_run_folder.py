@@ -337,3 +337,19 @@ def test_probe_tells_one_folder_from_another(tmp_path: Path) -> None:
     remove_probe(tmp_path / "shared", token)
     assert not has_probe(tmp_path / "shared", token)
     assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_a_model_that_changed_since_the_run_began_is_named(tmp_path: Path) -> None:
+    """Before anything starts, in one line; a run of before there were fingerprints keeps one from now on."""
+    folder = RunFolder(tmp_path)
+    began = {"config": "aa", "weights": "bb"}
+    folder.check_model("models/mine", began)
+    folder.check_model("models/mine", began)
+    with pytest.raises(RunFolderError, match="the weights of its model models/mine changed since it began") as caught:
+        folder.check_model("models/mine", {**began, "weights": "cc"})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RunFolderError, match="the config and the weights of its model"):
+        folder.check_model("models/mine", {"config": "x", "weights": "y"})
+    folder.started_from.write_text("[1")
+    with pytest.raises(RunFolderError, match=r"model\.json: not JSON"):
+        folder.check_model("models/mine", began)

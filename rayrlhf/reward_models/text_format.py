@@ -33,10 +33,9 @@ class TextFormat:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, context: int, ends: Sequence[int] = ()) -> TextFormat:
-        """`ends`: what ends a response, beside the tokenizer's EOS."""
+        """`ends`: what ends a response, and is left out; those of the model, as `policy.end_ids` gives them."""
         start = tuple(int(i) for i in start_ids(tokenizer))
-        every = tuple(dict.fromkeys([int(tokenizer.eos_token_id), *ends]))
-        return cls(vocabulary_fingerprint(tokenizer), start, context, every)
+        return cls(vocabulary_fingerprint(tokenizer), start, context, tuple(ends))
 
     def encode(
         self,

@@ -66,6 +66,14 @@ def cached_way(model: nn.Module) -> CachedWay | None:
     return next((way for way in CACHED_WAYS if agreement(model, way.name, way).agrees), None)
 
 
+def slow_sampling(model: nn.Module) -> str:
+    """Why a model is sampled without a cache, in words; "" where it has one."""
+    if cached_way(model) is not None:
+        return ""
+    tried = "; ".join(f"{way.name}: {agreement(model, way.name, way)}" for way in CACHED_WAYS)
+    return f"whole sequences are read anew for each token, which is slow: its cache gives other numbers ({tried})"
+
+
 class TransformersSampler:
     """Samples from a causal language model of transformers. The model may be trained or loaded between calls.
 
