@@ -102,6 +102,13 @@ MUTATIONS = (
         "",
         ADVANTAGES + "test_leave_one_out_by_hand",
     ),
+    Mutation(
+        "groups of equal scores are told by their KL",
+        "algorithms.grpo:GRPO.advantages",
+        "equal = all_equal(of_scores)",
+        "equal = all_equal(rewards)",
+        ADVANTAGES + "test_groups_of_equal_scores_bear_the_kl_term_alone",
+    ),
     # Losses.
     Mutation(
         "the policy gradient's sign",
@@ -771,6 +778,34 @@ MUTATIONS = (
         "vocabulary_kl=over_vocabulary(config.algorithm.kl.estimator)",
         "vocabulary_kl=None",
         WIRING + "test_the_reference_is_scored_at_the_written_temperature[free-full]",
+    ),
+    Mutation(
+        "later minibatches are not held against the sampler",
+        "learner:Learner._step",
+        "check_agreement(statistics.tokens + later,",
+        "check_agreement(statistics.tokens,",
+        WIRING + "test_every_minibatch_is_held_to_the_written_gap_before_the_first_step",
+    ),
+    Mutation(
+        "the gap that is reported is the first minibatch's",
+        "learner:Learner.update",
+        "later=later)",
+        "later=None)",
+        WIRING + "test_every_minibatch_is_held_to_the_written_gap_before_the_first_step",
+    ),
+    Mutation(
+        "the gap of later minibatches is found at temperature 1",
+        "learner:Learner._agreement",
+        "self._temperature",
+        "1.0",
+        WIRING + "test_every_minibatch_is_held_to_the_written_gap_before_the_first_step",
+    ),
+    Mutation(
+        "gradients are not multiplied by the number of ranks that average them",
+        "engine:Engine.backward",
+        "loss * self._fabric.world_size",
+        "loss",
+        "test_kl_learner.py::test_the_updates_gradient_equals_the_reference",
     ),
     # Policy gradients.
     Mutation(
