@@ -176,7 +176,7 @@ DRAWN = (
         "kl_estimators:vocabulary_kl",
         "logits.shape[:-1]",
         "logits.shape[:-2]",
-        "test_kl.py::test_sums_over_the_vocabulary_on_a_bandit_by_hand",
+        "test_wiring.py::test_the_written_kl_loss_is_in_the_loss_at_its_controllers_coefficient",
     ),
     Mutation(
         "23: the KL among allowed tokens is summed over tokens",

@@ -199,7 +199,7 @@ MUTATIONS = (
         "batch_loss:policy_loss",
         "entropy_gradient=objective.entropy_coef > 0",
         "entropy_gradient=False",
-        WIRING + "test_an_update_minimises_the_written_objective",
+        WIRING + "test_the_entropy_bonus_has_its_gradient_at_free_and_at_constrained_tokens",
     ),
     Mutation(
         "the entropy of free tokens among constrained ones has no gradient",
