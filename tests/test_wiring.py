@@ -419,6 +419,16 @@ def test_the_kl_loss_of_a_constrained_turn_is_over_what_was_allowed(write: Write
     assert with_kl - without == pytest.approx(0.5 * total, rel=1e-4)
 
 
+def test_each_turn_is_scored_after_the_prompt_that_it_had(write: Write) -> None:
+    """A transcript that grows is one sequence; a prompt that is as long and says something else is not."""
+    text = "algorithm: {name: reinforce, baseline_decay: null, importance_cap: null, kl: {coef: 0}}"
+    logs = log_softmax(TABLE)
+    for prompt, before in (((1, 2, 3, 4, 5), 5), ((5, 6, 7, 8, 9), 9)):
+        played = [episode([turn(2, (1, 2), ids=np.array([3, 4])), turn(1, prompt, reward=2.0, ids=np.array([6]))])]
+        expected = -2 * (logs[2, 3] + logs[3, 4] + logs[before, 6])
+        assert losses(write(text), played)[0] == pytest.approx(expected, rel=1e-5)
+
+
 def test_later_turns_count_less_by_the_written_discount(write: Write) -> None:
     """The first turn's reward counts whole, the next ones 0.5 and 0.25 of theirs, in every episode's shaped reward."""
     config = write("algorithm: {name: reinforce, baseline_decay: null, turn_discount: 0.5, kl: {coef: 0.1}}")

@@ -470,7 +470,7 @@ MUTATIONS = (
         "algorithms.sequences:segments",
         " and np.array_equal(ids[: len(last)], last)",
         "",
-        PPO + "test_a_growing_transcript_is_one_sequence_with_the_same_targets",
+        WIRING + "test_each_turn_is_scored_after_the_prompt_that_it_had",
     ),
     Mutation(
         "sequence_mean divides by the tokens of all",
@@ -663,7 +663,7 @@ MUTATIONS = (
         "sampling.transformers_engine:filter_logprobs",
         "(before >= top_p).scatter(-1, order, before >= top_p)",
         "(before > top_p).scatter(-1, order, before > top_p)",
-        SAMPLING + "test_filters_by_hand",
+        SAMPLING + "test_the_nucleus_ends_with_the_token_that_meets_its_mass",
     ),
     Mutation(
         "commands are drawn at temperature 1",
