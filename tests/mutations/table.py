@@ -677,14 +677,14 @@ MUTATIONS = (
         "sampling.prefix_cache:PrefixCache._source",
         "len(sequence) - 1)",
         "len(sequence))",
-        CONSTRAINED + "test_cached_logits_are_those_of_full_forwards",
+        CONSTRAINED + "test_what_was_cached_whole_or_taken_back_is_as_a_full_forward",
     ),
     Mutation(
         "tokens that were taken back are still seen",
         "sampling.prefix_cache:PrefixCache._grown",
         "mask * (mask.cumsum(1) <= kept.unsqueeze(1))",
         "mask * (kept.unsqueeze(1) >= 0)",
-        CONSTRAINED + "test_cached_logits_are_those_of_full_forwards",
+        CONSTRAINED + "test_what_was_cached_whole_or_taken_back_is_as_a_full_forward",
     ),
     Mutation(
         "GPT-Neo's windows are overlooked",
