@@ -153,6 +153,19 @@ def test_cached_logits_are_those_of_full_forwards(tmp_path: Path, architecture: 
             prompts[6] = rng.integers(2, 300, 40)  # an episode that is new, longer than all that is cached
 
 
+def test_what_was_cached_whole_or_taken_back_is_as_a_full_forward(tmp_path: Path) -> None:
+    """A prompt that is asked about again beside one that grows; one whose last tokens were replaced; one that was cut."""
+    model, rng = sharp_model(tmp_path), np.random.default_rng(2)
+    same, grows, changes, cut = (rng.integers(2, 300, 20) for _ in range(4))
+    cache = PrefixCache(model)
+    cache.extend(range(4), [same, grows, changes, cut])
+    later = [same, np.append(grows, [5, 6, 7]), np.append(changes[:-3], [8, 9]), cut[:-4]]
+    with counted_tokens(model) as fed:
+        rows, logits = cache.extend(range(4), later)
+    assert fed == [(4, 3)]
+    assert_full(model, logits[rows], later)
+
+
 def test_only_what_is_new_is_fed(tmp_path: Path) -> None:
     model, rng = sharp_model(tmp_path), np.random.default_rng(0)
     cache, prompts = PrefixCache(model), [rng.integers(2, 300, length) for length in [30, 25, 30]]

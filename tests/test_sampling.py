@@ -127,6 +127,15 @@ def test_filters_by_hand() -> None:
     np.testing.assert_allclose(filter_logprobs(logprobs, 9, 1.0).exp(), logprobs.exp(), atol=1e-6)
 
 
+def test_the_nucleus_ends_with_the_token_that_meets_its_mass() -> None:
+    """The smallest set of that mass: tokens of mass 0.5, as rounded, are enough where top_p is just that."""
+    logprobs = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    mass = float((logprobs.exp().cumsum(-1) - logprobs.exp())[0, 1])
+    assert mass == pytest.approx(0.5, rel=1e-6)
+    assert filter_logprobs(logprobs, None, mass).exp().tolist() == [[1, 0, 0]]
+    assert (filter_logprobs(logprobs, None, mass + 1e-3)[0, 1:] > -torch.inf).sum() == 1
+
+
 def test_a_prompt_without_tokens_is_refused(tiny_model: Path) -> None:
     sampler = TransformersSampler(load(tiny_model), 0, SamplingSettings(4))
     with pytest.raises(ValueError, match="no tokens"):

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rayrlhf.algorithms import build_algorithm
 from rayrlhf.batch_loss import policy_loss, value_loss
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.config_loading import load_config
+from rayrlhf.errors import LearnerError
 from rayrlhf.learner import Learner
 from rayrlhf.micro_batches import collate
 from rayrlhf.packed_sequences import Limits, pack_sequences
@@ -417,6 +419,16 @@ def test_the_kl_loss_of_a_constrained_turn_is_over_what_was_allowed(write: Write
     assert with_kl - without == pytest.approx(0.5 * total, rel=1e-4)
 
 
+def test_each_turn_is_scored_after_the_prompt_that_it_had(write: Write) -> None:
+    """A transcript that grows is one sequence; a prompt that is as long and says something else is not."""
+    text = "algorithm: {name: reinforce, baseline_decay: null, importance_cap: null, kl: {coef: 0}}"
+    logs = log_softmax(TABLE)
+    for prompt, before in (((1, 2, 3, 4, 5), 5), ((5, 6, 7, 8, 9), 9)):
+        played = [episode([turn(2, (1, 2), ids=np.array([3, 4])), turn(1, prompt, reward=2.0, ids=np.array([6]))])]
+        expected = -2 * (logs[2, 3] + logs[3, 4] + logs[before, 6])
+        assert losses(write(text), played)[0] == pytest.approx(expected, rel=1e-5)
+
+
 def test_later_turns_count_less_by_the_written_discount(write: Write) -> None:
     """The first turn's reward counts whole, the next ones 0.5 and 0.25 of theirs, in every episode's shaped reward."""
     config = write("algorithm: {name: reinforce, baseline_decay: null, turn_discount: 0.5, kl: {coef: 0.1}}")
@@ -553,16 +565,21 @@ def _environment() -> Iterator[None]:
     os.environ.update(kept)
 
 
+def learner_of(config: RunConfig, model: Path, algorithm: Any) -> Learner:
+    """The written config's learner in this process."""
+    settings = learner_settings(config, ModelConfig(path=str(model)), algorithm.objective, "cpu")
+    return Learner(
+        settings.model.path, settings.objective, settings.optimizer, settings.learner, settings.temperature,
+        settings.iterations, "cpu", value=settings.value,
+    )  # fmt: skip
+
+
 def updated(
     config: RunConfig, model: Path, trajectories: Sequence[Trajectory], values: Sequence[np.ndarray]
 ) -> Mapping[str, float]:
     """What the written config's learner reports of its update on these episodes, `values` being what it said of them."""
     algorithm = build_algorithm(config.algorithm, config.iterations)
-    settings = learner_settings(config, ModelConfig(path=str(model)), algorithm.objective, "cpu")
-    learner = Learner(
-        settings.model.path, settings.objective, settings.optimizer, settings.learner, settings.temperature,
-        settings.iterations, "cpu", value=settings.value,
-    )  # fmt: skip
+    learner = learner_of(config, model, algorithm)
     said = learner.values(algorithm.value_queries(trajectories))
     assert [len(one) for one in said] == [len(one) for one in values]
     assert not np.concatenate(said).any()  # a new value network says 0
@@ -633,6 +650,37 @@ algorithm:
     assert metrics["learner/grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert metrics["val/var_explained"] == pytest.approx(1 - (to_go - old).var() / to_go.var(), rel=1e-5)
     assert metrics["learner/lr"] == pytest.approx(0.5 / 4)
+
+
+@pytest.mark.usefixtures("_environment")
+def test_every_minibatch_is_held_to_the_written_gap_before_the_first_step(write: Write, tiny_model: Path) -> None:
+    """X-5: the four answers were sampled by the policy itself, but for 0.02 nats of a token that only the second
+    minibatch has; learner.max_logprob_gap says whether that will do. `tests/test_ppo_learner.py` has it on two ranks."""
+    text = """
+rollout: {temperature: 0.7}
+learner: {ranks: 1, zero_stage: 0, max_logprob_gap: %s}
+algorithm: {name: rloo, kl: {coef: 0}, minibatches: 2, clip_range: 0.2}
+"""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    played = []
+    for index in range(4):
+        ids = [40, 50, 60 + index, 70]
+        logprobs = log_softmax(model(torch.tensor([ids])).logits[0, 1:3].detach().numpy() / 0.7)
+        behaviour = [logprobs[0, ids[2]], logprobs[1, ids[3]] + 0.02 * (index == 3)]
+        played.append(episode([sampled_turn(ids[:2], ids[2:], behaviour, float(index))], index=index))
+    for limit in (0.001, 0.1):
+        config = write(text % limit)
+        algorithm = build_algorithm(config.algorithm, config.iterations)
+        scores = [score_of(t) for t in played]
+        batches = (algorithm.prepare(played, scores, [], seed)[0] for seed in count())
+        batch = next(batch for batch in batches if 3 not in batch.minibatches[0].indices)
+        learner = learner_of(config, tiny_model, algorithm)
+        if limit == 0.1:
+            assert learner.update(batch, 0).metrics["learner/logprob_gap_max"] == pytest.approx(0.02, abs=1e-4)
+        else:
+            with pytest.raises(LearnerError, match=r"disagree.* by 0\.02 nats on the worst.*No weight was changed"):
+                learner.update(batch, 0)
+        learner.close()
 
 
 # Reward models.

@@ -6,6 +6,7 @@ Exit code 1 where one survives, cannot be applied, or breaks the program, or whe
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -53,4 +54,5 @@ def _line(job: Job, verdict: Verdict) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its forks and copies go with it
     sys.exit(main(sys.argv[1:]))

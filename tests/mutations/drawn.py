@@ -1,9 +1,10 @@
 """The 60 mutations that `draw.py` drew with seed 20260 from what cosmic-ray 8.7.0 proposed for this code: 5,059 changes at
 1,326 places of 26 files.
 
-SUMMARY
-
-Six change nothing that a program could tell, and so are no entries:
+Of these, 50 failed a fast test as the tests were then. Four were gaps, and have a test each since: 3 (a game's reported
+score), 26 (the explained variance that a learner reports), 45 (a sequence that starts beyond its end) and 52 (what is
+reported of texts and of games). The other six survived because they change nothing that a program could tell, and so are
+no entries:
 
 - 2, algorithms/base.py, ObjectiveConfig: `kl_loss` without `@property`. A Protocol's members are there for the type
   checker; nothing inherits them or looks them up.
@@ -176,7 +177,7 @@ DRAWN = (
         "kl_estimators:vocabulary_kl",
         "logits.shape[:-1]",
         "logits.shape[:-2]",
-        "test_kl.py::test_sums_over_the_vocabulary_on_a_bandit_by_hand",
+        "test_wiring.py::test_the_written_kl_loss_is_in_the_loss_at_its_controllers_coefficient",
     ),
     Mutation(
         "23: the KL among allowed tokens is summed over tokens",

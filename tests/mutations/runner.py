@@ -224,6 +224,7 @@ def _test(job: Job, copy: Path) -> None:
     """In a fork: runs the tests from the copy, and leaves there what came of it."""
     import pytest
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with (copy / "output.txt").open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

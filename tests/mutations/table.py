@@ -102,6 +102,13 @@ MUTATIONS = (
         "",
         ADVANTAGES + "test_leave_one_out_by_hand",
     ),
+    Mutation(
+        "groups of equal scores are told by their KL",
+        "algorithms.grpo:GRPO.advantages",
+        "equal = all_equal(of_scores)",
+        "equal = all_equal(rewards)",
+        ADVANTAGES + "test_groups_of_equal_scores_bear_the_kl_term_alone",
+    ),
     # Losses.
     Mutation(
         "the policy gradient's sign",
@@ -192,7 +199,7 @@ MUTATIONS = (
         "batch_loss:policy_loss",
         "entropy_gradient=objective.entropy_coef > 0",
         "entropy_gradient=False",
-        WIRING + "test_an_update_minimises_the_written_objective",
+        WIRING + "test_the_entropy_bonus_has_its_gradient_at_free_and_at_constrained_tokens",
     ),
     Mutation(
         "the entropy of free tokens among constrained ones has no gradient",
@@ -463,7 +470,7 @@ MUTATIONS = (
         "algorithms.sequences:segments",
         " and np.array_equal(ids[: len(last)], last)",
         "",
-        PPO + "test_a_growing_transcript_is_one_sequence_with_the_same_targets",
+        WIRING + "test_each_turn_is_scored_after_the_prompt_that_it_had",
     ),
     Mutation(
         "sequence_mean divides by the tokens of all",
@@ -656,7 +663,7 @@ MUTATIONS = (
         "sampling.transformers_engine:filter_logprobs",
         "(before >= top_p).scatter(-1, order, before >= top_p)",
         "(before > top_p).scatter(-1, order, before > top_p)",
-        SAMPLING + "test_filters_by_hand",
+        SAMPLING + "test_the_nucleus_ends_with_the_token_that_meets_its_mass",
     ),
     Mutation(
         "commands are drawn at temperature 1",
@@ -670,14 +677,14 @@ MUTATIONS = (
         "sampling.prefix_cache:PrefixCache._source",
         "len(sequence) - 1)",
         "len(sequence))",
-        CONSTRAINED + "test_cached_logits_are_those_of_full_forwards",
+        CONSTRAINED + "test_what_was_cached_whole_or_taken_back_is_as_a_full_forward",
     ),
     Mutation(
         "tokens that were taken back are still seen",
         "sampling.prefix_cache:PrefixCache._grown",
         "mask * (mask.cumsum(1) <= kept.unsqueeze(1))",
         "mask * (kept.unsqueeze(1) >= 0)",
-        CONSTRAINED + "test_cached_logits_are_those_of_full_forwards",
+        CONSTRAINED + "test_what_was_cached_whole_or_taken_back_is_as_a_full_forward",
     ),
     Mutation(
         "GPT-Neo's windows are overlooked",
@@ -771,6 +778,34 @@ MUTATIONS = (
         "vocabulary_kl=over_vocabulary(config.algorithm.kl.estimator)",
         "vocabulary_kl=None",
         WIRING + "test_the_reference_is_scored_at_the_written_temperature[free-full]",
+    ),
+    Mutation(
+        "later minibatches are not held against the sampler",
+        "learner:Learner._step",
+        "check_agreement(statistics.tokens + later,",
+        "check_agreement(statistics.tokens,",
+        WIRING + "test_every_minibatch_is_held_to_the_written_gap_before_the_first_step",
+    ),
+    Mutation(
+        "the gap that is reported is the first minibatch's",
+        "learner:Learner.update",
+        "later=later)",
+        "later=None)",
+        WIRING + "test_every_minibatch_is_held_to_the_written_gap_before_the_first_step",
+    ),
+    Mutation(
+        "the gap of later minibatches is found at temperature 1",
+        "learner:Learner._agreement",
+        "self._temperature",
+        "1.0",
+        WIRING + "test_every_minibatch_is_held_to_the_written_gap_before_the_first_step",
+    ),
+    Mutation(
+        "gradients are not multiplied by the number of ranks that average them",
+        "engine:Engine.backward",
+        "loss * self._fabric.world_size",
+        "loss",
+        "test_kl_learner.py::test_the_updates_gradient_equals_the_reference",
     ),
     # Policy gradients.
     Mutation(
