@@ -255,6 +255,10 @@ class RatingStore:
                 f"{self.path} is no rating store, or is damaged ({error}): put a copy in its place, or save what can be "
                 "read with `sqlite3 FILE .recover`"
             ) from error
+        except UnicodeDecodeError as error:
+            raise PreferenceError(
+                f"{self.path} is damaged (a text of it is not UTF-8): put a copy in its place"
+            ) from error
         except OSError as error:
             raise PreferenceError(f"{self.path} cannot be made: {error.strerror}") from error
 
