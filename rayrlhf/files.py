@@ -246,9 +246,12 @@ def csv_table(rows: Iterable[Sequence[object]], lineterminator: str = "\n") -> b
 
     A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers.
     """
-    file = io.StringIO(newline="")
-    csv.writer(file, lineterminator=lineterminator).writerows([[_harmless(cell) for cell in row] for row in rows])
-    return file.getvalue().encode("utf-8", "backslashreplace")
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow([_harmless(cell) for cell in row])  # quotes both \r and \n: they are its line's end
+        lines.append(line.getvalue().removesuffix("\r\n") + lineterminator)
+    return "".join(lines).encode("utf-8", "backslashreplace")
 
 
 def _harmless(cell: object) -> object:

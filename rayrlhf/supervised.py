@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -320,8 +321,19 @@ def _fit_from_last_checkpoint(trainer: pl.Trainer, module: SupervisedModule) -> 
     if checkpoint is None:
         trainer.fit(module)
         return
-    with checkpoint.as_directory() as folder, known_types_only():
-        trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=True)
+    with checkpoint.as_directory() as folder:
+        fit_from(trainer, module, Path(folder) / _CHECKPOINT)
+
+
+def fit_from(trainer: pl.Trainer, module: SupervisedModule, path: Path) -> None:
+    """Trains from a checkpoint. Raises LearnerError where it holds anything but tensors and what DeepSpeed writes."""
+    try:
+        with known_types_only():
+            trainer.fit(module, ckpt_path=path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise LearnerError(
+            f"the checkpoint {path} cannot be loaded: it holds more than tensors, or is damaged, and nothing in it was run"
+        ) from error
 
 
 def as_config(settings: SupervisedSettings, work: Path, build: Build) -> dict[str, Any]:

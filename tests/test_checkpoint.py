@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -153,6 +154,26 @@ def test_an_added_file_is_noticed(tmp_path: Path) -> None:
     save(store, 50)
     (tmp_path / "000050" / "model" / "pytorch_model.bin").write_text("pickle")
     with pytest.raises(CheckpointError, match="bin was added"):
+        verify(tmp_path / "000050")
+
+
+@pytest.mark.parametrize("name", ["value/x.safetensors", "trainer/x", "model/deep/x.py"])
+def test_what_no_manifest_lists_is_refused_where_its_folder_is_loaded(tmp_path: Path, name: str) -> None:
+    save(CheckpointStore(tmp_path, keep=20, keep_trainer_state=2), 50)
+    added = tmp_path / "000050" / name
+    added.parent.mkdir(exist_ok=True)
+    added.write_text("x")
+    with pytest.raises(CheckpointError, match=f"{name} was added"):
+        verify(tmp_path / "000050")
+
+
+@pytest.mark.parametrize("name", ["*/x", "notes.txt"])
+def test_what_no_manifest_lists_is_named_where_nothing_reads_it(tmp_path: Path, name: str) -> None:
+    save(CheckpointStore(tmp_path, keep=20, keep_trainer_state=2), 50)
+    added = tmp_path / "000050" / name
+    added.parent.mkdir(exist_ok=True)
+    added.write_text("x")
+    with pytest.warns(UserWarning, match=re.escape(f"{name} is none of its files and is not read")):
         verify(tmp_path / "000050")
 
 

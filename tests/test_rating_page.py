@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -221,6 +222,45 @@ def test_an_unknown_verdict_is_refused(ann: TestClient, store: RatingStore) -> N
     for form in ({}, {"verdict": ""}, {"verdict": "4"}, {"verdict": "11"}, {"verdict": "tie"}):
         assert ann.post("/verdict", data={**form, **ticket}, headers=OWN).status_code == 400, form
     assert store.comparisons() == []
+
+
+@pytest.mark.parametrize("path", ["/verdict", "/undo", "/name", "/leave"])
+def test_a_body_without_end_is_read_to_a_bound(ann: TestClient, store: RatingStore, path: str) -> None:
+    """Sent in chunks it names no length; on a page that takes no form as well nothing of it is kept."""
+    read: list[int] = []
+
+    async def receive() -> dict[str, object]:
+        read.append(1)
+        assert len(read) <= 20, "the body is read on and on"
+        return {"type": "http.request", "body": b"x" * 8192, "more_body": True}
+
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    cookies = "; ".join(f"{name}={value}" for name, value in ann.cookies.items())
+    headers = {"host": f"127.0.0.1:{PORT}", "cookie": cookies, "transfer-encoding": "chunked", **OWN}
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http",
+        "http_version": "1.1", "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", PORT), "app": ann.app,
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    asyncio.run(ann.app(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert store.comparisons() == []
+
+
+@pytest.mark.parametrize(
+    "header",
+    [f"127.0.0.1:0{PORT}", f"127.0.0.1:{PORT} ", f"127.0.0.1:+{PORT}", f"a@127.0.0.1:{PORT}", "127.0.0.1:", "[::1"],
+)
+def test_a_host_is_written_as_browsers_write_it(header: str) -> None:
+    assert allowed_hosts("127.0.0.1", PORT)(f"127.0.0.1:{PORT}")
+    assert allowed_hosts("127.0.0.1", PORT)(f"LOCALHOST:{PORT}")
+    assert allowed_hosts("::1", PORT)(f"[::1]:{PORT}")
+    assert not allowed_hosts("127.0.0.1", PORT)(header)
 
 
 def test_odd_bodies_are_refused(ann: TestClient, store: RatingStore) -> None:

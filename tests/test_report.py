@@ -29,6 +29,7 @@ from rayrlhf.game_report import transcript
 from rayrlhf.intervals import Estimate
 from rayrlhf.metrics import MetricsLog, SampleRecord, TurnRecord
 from rayrlhf.report import verdict, write_report
+from rayrlhf.report_page import text as html_text
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.summary import BaseDiversity, RunSummary, read_history, summarise
 
@@ -239,6 +240,26 @@ def test_report_of_several_rewards_with_strange_names(tmp_path: Path) -> None:
     assert "reward/my_rewards:$pelling&lt;b&gt;" in text
     assert "$pelling<b>" not in text
     Page(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["\\q", "\\g<0>", "\\1", "$\\frac{$", "half \ud800", "{body}", "{{ title }}", "\x1b[31m"]
+)
+def test_report_of_a_reward_with_a_name_that_means_something_elsewhere(tmp_path: Path, name: str) -> None:
+    """To a regular expression, a formula, a template, an encoding or a terminal: in the report it is a text."""
+    folder = make_run(tmp_path, 2)
+    for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
+        rows = [json.loads(row) for row in path.read_text().splitlines()]
+        if path.name == "metrics.jsonl":
+            rows = [{**row, f"reward/{name}": 1.0, f"reward/{name}2": 2.0, f"time/{name}": 0.1} for row in rows]
+        else:
+            rows = [{**row, "parts": {name: 1.0, f"{name}2": 2.0}, "response": name} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = write_report(folder).read_text()
+    Page(report)
+    shown = html_text(name)
+    assert f"<figcaption>reward/{shown}</figcaption>" in report or f"reward/{shown}</span>" in report
+    assert f'aria-label="reward/{shown}"' in report or f"</i>reward/{shown}</span>" in report
 
 
 def test_report_of_no_run_says_so(tmp_path: Path) -> None:

@@ -393,9 +393,9 @@ def _work_folder(ground: Ground) -> list[str]:
 
 
 def _scratch_run(ground: Ground) -> list[str]:
-    run = ground.run("model.path=tiny-stories", "model.scratch={}", recipe="textworld-coin")
+    run = ground.run("model.scratch={}")
     _linked(run / "model", ground.outside)
-    return ["textworld-coin", f"storage_path={ground.folder}", "name=stranger", "--resume"]
+    return ["alliteration", f"storage_path={ground.folder}", "name=stranger", "model.scratch={}", "--resume"]
 
 
 _RESUME = (
@@ -515,7 +515,7 @@ ATTACKS: tuple[Attack, ...] = (
         "evaluate", "the evaluation is a link", _run_with_link("evaluation.json", "victim", "{run}", "--games", "1")
     ),
     Attack("replay", "a reward of the standard library", _batch("reward=os:system")),
-    Attack("replay", "a reward of the folder's own", _batch(*_REWARD), "stranger"),
+    Attack("replay", "a reward of the folder's own", _batch(*_REWARD)),
     Attack("replay", "an environment of the folder's own", _batch(*_GAME), "stranger"),
     Attack("replay", "a model with code, config.yaml trusts it", _batch_of_model, "stranger"),
     Attack(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +28,16 @@ QUICK = {
 
 
 @pytest.fixture
-def ground(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Ground:
+def ground(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr("sys.stdin", io.StringIO())
     ground = Ground(tmp_path / "ground", tiny_model)
     ground.prepare()
     monkeypatch.chdir(ground.folder)
     monkeypatch.setattr(sys, "path", [str(ground.folder), *sys.path])
     sys.modules.pop(MODULE, None)
-    return ground
+    with open(os.devnull) as nobody:  # types
+        monkeypatch.setattr("sys.stdin", nobody)
+        yield ground
 
 
 def answer(command: str, arguments: list[str]) -> str | None:
