@@ -31,8 +31,8 @@ from pydantic import ValidationError
 
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
-from rayrlhf.errors import RunFolderError, StorageError
-from rayrlhf.files import append_to, check_plain, first_fault, read_text, replace_file, sync_folder
+from rayrlhf.errors import RunFolderError, UserError
+from rayrlhf.files import append_to, check_plain, first_fault, read_text, replace_file, storing, sync_folder
 from rayrlhf.lock import FolderLock, Held
 from rayrlhf.yaml_text import parse_yaml
 
@@ -89,12 +89,13 @@ class RunFolder:
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder = cls(aside)
         try:
-            aside.mkdir(parents=True)
+            with storing(path):
+                aside.mkdir(parents=True)
             replace_file(folder.config, [config_yaml.encode()])
             folder._take_lock()
             os.rename(aside, path)  # fails on a folder that holds anything
             sync_folder(path.parent)
-        except StorageError:
+        except UserError:
             folder.close()
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -107,7 +108,11 @@ class RunFolder:
                 "give a folder that you may write with storage_path=..."
             ) from error
         folder.path = path
-        folder._record_session("start")
+        try:
+            folder._record_session("start")
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
@@ -233,6 +238,11 @@ class RunFolder:
                 f"the run {self.name!r} ({self.path}) is being written by {holder}: "
                 "wait for it or stop it, or give this run another name with name=..."
             ) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path}: the run's lock cannot be taken there: {error.strerror}; give a folder that you may write "
+                "with storage_path=..."
+            ) from error
 
     def _record_session(self, event: str) -> None:
         session = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **installed_versions()}
@@ -277,7 +287,7 @@ def remove_probe(storage_path: Path, token: str) -> None:
 def refuse_taken(config: RunConfig) -> None:
     """Raises RunFolderError where `RunFolder.create` would, because the run's name is in use."""
     path = _path_of(config)
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())) and not _failed_at_start(path):
         raise RunFolderError(
             f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
             "or give this one another name with name=..."
@@ -288,11 +298,17 @@ def _path_of(config: RunConfig) -> Path:
     return Path(config.storage_path).expanduser().absolute() / config.name
 
 
+def _failed_at_start(path: Path) -> bool:
+    """Whether it is a run's folder without an iteration; it may be one that has just been started."""
+    run = RunFolder(path)
+    return not path.is_symlink() and run.config.is_file() and not run.begun
+
+
 def _make_way(path: Path) -> None:
     """Gives the folder of a run that failed before its first iteration another name, and says so; leaves all others."""
-    old = RunFolder(path)
-    if path.is_symlink() or not old.config.is_file() or old.begun:
+    if not _failed_at_start(path):
         return
+    old = RunFolder(path)
     old._take_lock()  # raises RunFolderError where the run has just been started
     try:
         number = 1
