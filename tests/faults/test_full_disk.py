@@ -34,6 +34,7 @@ def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(SIZES))
 def test_a_full_disk_is_one_line_and_the_run_goes_on_from_where_it_was(
     tiny_model: Path, tmp_path: Path, plain: tuple[Path, int], part: int
