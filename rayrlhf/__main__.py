@@ -18,12 +18,12 @@ INTERRUPTED = 130  # exit code: 128 + SIGINT
 def main() -> None:
     """Exits 0, with a command's own code, 2 for what the user gave, 1 where the disk gave out, 130 for Ctrl-C; a bug keeps
     its traceback."""
-    working_folder_last()  # before much is imported: a file there may have the name of what we need
     for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, and stops nothing
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _told_warning
     try:
+        working_folder_last()  # before much is imported: a file there may have the name of what we need
         from rayrlhf.cli import app
 
         with ended_as_by_ctrl_c():
@@ -31,9 +31,9 @@ def main() -> None:
     except UserError as error:
         _end_with(error)
     except OSError as error:
-        from rayrlhf.files import disk_is_full
+        from rayrlhf.files import fault_of_system
 
-        fault = disk_is_full(error)
+        fault = fault_of_system(error)
         if fault is None:
             raise
         _end_with(fault)

@@ -23,6 +23,7 @@ from rayrlhf.actor_process import FORGET_LAUNCHERS, SETTLE
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError, RunFolderError, UserError
 from rayrlhf.python_path import LAST, child_python_path, last_folders
+from rayrlhf.ray_address import given_address
 from rayrlhf.reaper import reaped
 from rayrlhf.run_folder import has_probe, remove_probe, write_probe
 from rayrlhf.worker_death import GONE, Died, death_of
@@ -55,19 +56,20 @@ def ray_cluster(cpus: int, object_store_bytes: int = LOCAL_OBJECT_STORE_BYTES) -
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "").strip()
+    address = given_address()
     options: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": process_environment()}}
     with contextlib.ExitStack() as stack:
-        if address not in ray_start.OWN:
+        if address is not None:
             del options["runtime_env"]["env_vars"]["PYTHONPATH"]  # a job may have been submitted with one
             stack.callback(ray.shutdown)
             ray_start.join(address, **options)
         else:
+            session = stack.enter_context(ray_start.OwnSession())
             stack.enter_context(reaped())
             stack.callback(ray.shutdown)
             os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine go first
             cores = max(os.cpu_count() or 1, cpus)
-            ray_start.start(cores, object_store_bytes, logging_level=logging.ERROR, **options)
+            session.folder = ray_start.start(cores, object_store_bytes, logging_level=logging.ERROR, **options)
         yield
 
 

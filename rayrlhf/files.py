@@ -126,7 +126,7 @@ def json_value(text: str | bytes, finite: bool = True) -> Any:
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise Damage(f"not UTF-8 text (byte {text[error.start]:#04x})") from error  # type: ignore[str-bytes-safe]
+            raise Damage(f"not UTF-8 text (byte {text[error.start]:#04x})") from error
     if too_deep(text) is not None:
         raise Damage(f"nested more than {MAX_DEPTH} levels deep")
     try:
@@ -156,7 +156,7 @@ def typed_value(kind: type[T], value: Any) -> T:
     Raises Damage, naming the first field that is not as it should be.
     """
     try:
-        return _adapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         raise Damage(first_fault(error)) from error
     except OverflowError as error:
@@ -335,11 +335,15 @@ def storing(path: Path) -> Iterator[None]:
         raise storage_error(path, error) from error
 
 
-def disk_is_full(error: OSError) -> StorageError | None:
-    """The fault for people, where it is a full disk that nobody closer to the file has named."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return None
-    return storage_error(Path(error.filename or "a file"), error)
+def fault_of_system(error: OSError) -> UserError | None:
+    """The fault for people where nobody closer to the file has named it: a full disk, or a name that no file can have."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return storage_error(Path(error.filename or "a file"), error)
+    if error.errno == errno.ENAMETOOLONG:  # a person or a file gave it: whoever asks for it, it is nowhere
+        name = str(error.filename)
+        shown = name if len(name) <= 100 else f"{name[:50]}...{name[-50:]}"
+        return UserError(f"{shown}: no file has so long a name ({len(name)} characters)")
+    return None
 
 
 def storage_error(path: Path, reason: OSError | str) -> StorageError:

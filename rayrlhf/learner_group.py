@@ -40,7 +40,7 @@ class LearnerSettings:
     optimizer: OptimizerConfig
     learner: LearnerConfig
     temperature: float
-    iterations: int
+    iterations: int  # that the learning rates are spread over
     device: str  # cpu or cuda
     value: ValueConfig | None = None  # the value network that the objective fits
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -114,7 +115,8 @@ class MetricsLog:
         """Forgets `iteration` and all later ones, in all records: a resumed run writes them again."""
         for file in self._files:
             file.close()
-        for path, kind in zip(self._paths, (MetricsRow, SampleRecord), strict=True):
+        kinds: tuple[type[Any], ...] = (MetricsRow, SampleRecord)
+        for path, kind in zip(self._paths, kinds, strict=True):
             keep_lines(path, kind, lambda row: _iteration(row) < iteration)
         self._files = [open_append(path) for path in self._paths]
         # TensorBoard's own mark of a restart: its readers drop what earlier files have at this step and later ones
@@ -201,12 +203,17 @@ def _iteration(row: Mapping[str, float] | SampleRecord) -> float:
     return row.iteration if isinstance(row, SampleRecord) else row["iteration"]
 
 
+def iteration_name(iteration: int) -> str:
+    """An iteration as people call it."""
+    return "the untrained model's episodes" if iteration == BASELINE_ITERATION else f"iteration {iteration}"
+
+
 def _finite(name: str, value: float, iteration: int) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise NotFiniteError(
-            f"iteration {iteration}: {name} is {number}. The run stops here; its last checkpoint is sound. "
-            "Lower optimizer.lr or look at the reward, then continue with --resume or start anew"
+            f"{iteration_name(iteration)}: {name} is {number}. The run stops here. Lower optimizer.lr or look at the "
+            "reward, then continue with --resume, where there is a checkpoint, or start anew"
         )
     return number
 

@@ -5,59 +5,57 @@ What Ray says of a failure is a traceback of its own, after up to 45 s; here it 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
-import socket
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
 
-from rayrlhf.errors import InstallationError
+from rayrlhf.errors import InstallationError, LearnerError, NotFiniteError, RolloutError, UserError
 from rayrlhf.interrupts import handlers_kept
+from rayrlhf.ray_address import ELSEWHERE, check_address
 
 logger = logging.getLogger(__name__)
 
-OWN = ("", "local")
-"""What RAY_ADDRESS says where a cluster of the run's own is to be started."""
-ANSWER_TIMEOUT_S = 5.0  # of a connection to the head node's port
+JOIN_TIMEOUT_S = 60.0  # a port that answers need not be Ray's, and Ray asks it without end
 LONGEST_SOCKET_PATH = 107  # bytes of a Unix socket's path (Linux; 103 on macOS)
 # What Ray puts behind its temporary folder: sockets of a session whose name has the time and the driver's process id.
 _SOCKET_BELOW = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-_ELSEWHERE = (
-    "run on a node of the cluster with RAY_ADDRESS=auto, or submit with `ray job submit`; without RAY_ADDRESS the run "
-    "starts a cluster of its own on this machine"
-)
-
-
-def check_address(address: str) -> None:
-    """Raises InstallationError where no cluster can be at `address`, what RAY_ADDRESS says."""
-    if "://" in address:
-        client = address.startswith("ray://")
-        kind = "Ray's client, which this program does not use" if client else "no head node's HOST:PORT"
-        raise InstallationError(f"RAY_ADDRESS={address} is an address of {kind}: {_ELSEWHERE}")
-    if address != "auto":
-        _check_answers(address)
 
 
 def join(address: str, **options: Any) -> None:
     """Connects to the cluster at `address`, what RAY_ADDRESS says. Raises InstallationError where that cannot be."""
+    from ray._private.services import canonicalize_bootstrap_address
+
     check_address(address)
     try:
-        _init(address=address, **options)
+        check_address(address, canonicalize_bootstrap_address(address))
+        with _at_most(JOIN_TIMEOUT_S):
+            _init(address=address, **options)
+    except InstallationError:
+        raise
     except Exception as error:  # of many kinds: connection, version, authentication, parsing
-        raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {_ELSEWHERE}") from error
+        raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {ELSEWHERE}") from error
 
 
-def start(cpus: int, object_store_bytes: int, **options: Any) -> None:
-    """Starts a cluster on this machine. Raises InstallationError where that cannot be."""
+def start(cpus: int, object_store_bytes: int, **options: Any) -> Path:
+    """Starts a cluster on this machine; returns the folder of its logs, sockets and spilled objects.
+
+    Raises InstallationError where that cannot be.
+    """
     _bring_token()
     folder = temporary_folder()
     try:
-        _init(
+        context = _init(
             address="local",
             num_cpus=cpus,
             include_dashboard=False,
@@ -70,17 +68,69 @@ def start(cpus: int, object_store_bytes: int, **options: Any) -> None:
             f"Ray did not start on this machine: {_first_line(error)}: see {folder}/session_latest/logs and what "
             "`rayrlhf doctor` finds"
         ) from error
+    return Path(context.address_info["session_dir"])
 
 
-def _init(**options: Any) -> None:
+class OwnSession:
+    """The session folder of a cluster that a run has started on this machine (0.3 to 8 MB): it goes with the cluster.
+
+    It stays, and it is said where, when the block ends by an error that Ray's logs may tell more of: a bug, or workers
+    that died once too often.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None  # None: no cluster was started
+
+    def __enter__(self) -> OwnSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self.folder is None or not self.folder.is_dir():
+            return
+        if error is not None and _logs_may_tell(error):
+            logger.warning("Ray's logs of this run are kept: %s/logs", self.folder)
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        latest = self.folder.with_name("session_latest")
+        with contextlib.suppress(OSError):
+            if latest.is_symlink() and not latest.exists():
+                latest.unlink()
+
+
+def _logs_may_tell(error: BaseException) -> bool:
+    if isinstance(error, RolloutError | LearnerError):
+        return not isinstance(error, NotFiniteError)
+    return isinstance(error, Exception) and not isinstance(error, UserError)
+
+
+def _init(**options: Any) -> Any:
     """`ray.init`, whose handler of SIGTERM does not stay."""
     with handlers_kept():
         try:
-            ray.init(**options)
+            return ray.init(**options)
         except SystemExit as end:
             if end.code != signal.SIGTERM:
                 raise
             raise KeyboardInterrupt("stopped by SIGTERM") from None
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block that takes longer; outside of the main thread it may take as long as it likes."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no Ray cluster answers there within {seconds:g} s")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def temporary_folder() -> Path:
@@ -117,19 +167,6 @@ def unfit(folder: Path) -> str:
             return ""
     except OSError as error:
         return f"{folder} cannot be written ({error.strerror})"
-
-
-def _check_answers(address: str) -> None:
-    """Raises InstallationError where nobody listens at HOST:PORT."""
-    host, colon, port = address.strip().rpartition(":")
-    if not colon or not port.isdigit() or not host:
-        raise InstallationError(f"RAY_ADDRESS={address} is no HOST:PORT, such as 10.0.0.1:6379: {_ELSEWHERE}")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S):
-            pass
-    except (OSError, OverflowError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise InstallationError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({why}): {_ELSEWHERE}") from error
 
 
 def _bring_token() -> None:

@@ -10,6 +10,7 @@
                      /sessions.jsonl   one object a start or resume: when, and which versions of what
                      /evaluation.json  held-out games (evaluate.py)
                      /model/           the model of model.scratch, before training
+                     /model.json       which model it started from: fingerprints of its config and weights
                      /summary.json, /report.html (summary.py, report.py)
 """
 
@@ -32,7 +33,17 @@ from pydantic import ValidationError
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError, UserError
-from rayrlhf.files import append_to, check_plain, first_fault, read_text, replace_file, storing, sync_folder
+from rayrlhf.files import (
+    append_to,
+    check_plain,
+    first_fault,
+    read_json,
+    read_text,
+    replace_file,
+    storing,
+    sync_folder,
+    typed,
+)
 from rayrlhf.lock import FolderLock, Held
 from rayrlhf.yaml_text import parse_yaml
 
@@ -40,6 +51,8 @@ MAY_CHANGE_ON_RESUME = (
     "name",  # the folder may have been renamed
     "storage_path",
     "iterations",
+    "schedule",  # what it does to the schedules is said and recorded: run_length.py
+    "schedule_iterations",
     "reward_timeout_s",
     "environment.step_timeout_s",
     "environment.max_retries",
@@ -84,7 +97,7 @@ class RunFolder:
         """
         if parse_config(config_yaml, "config_yaml") != config:
             raise ValueError("config_yaml is not the YAML of config")  # the run could not be resumed later
-        path = _path_of(config)
+        path = path_of(config)
         _make_way(path)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder = cls(aside)
@@ -124,7 +137,7 @@ class RunFolder:
         Raises RunFolderError where there is no such run, another process writes it, or a setting differs that is not
         in `MAY_CHANGE_ON_RESUME`; the message names each.
         """
-        folder = cls(_path_of(config))
+        folder = cls(path_of(config))
         if not folder.config.is_file():
             raise RunFolderError(
                 f"there is no run {config.name!r} in storage_path {config.storage_path!r} to resume: "
@@ -196,6 +209,10 @@ class RunFolder:
         return self.path / "sessions.jsonl"
 
     @property
+    def started_from(self) -> Path:
+        return self.path / "model.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -212,6 +229,25 @@ class RunFolder:
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
         return parse_config(read_text(self.config, RunFolderError), str(self.config))
+
+    def check_model(self, path: str, fingerprint: Mapping[str, str]) -> None:
+        """Keeps what the model at `path` is, or holds it against what was kept when the run began; a run of before there
+        was such a file keeps it from now on.
+
+        Raises RunFolderError where it is another.
+        """
+        if not self.started_from.is_file():
+            replace_file(self.started_from, [json.dumps({"path": path, **fingerprint}, indent=1).encode()])
+            return
+        kept = typed(
+            dict[str, str], read_json(self.started_from, RunFolderError), str(self.started_from), RunFolderError
+        )
+        changed = [part for part, value in fingerprint.items() if kept.get(part, value) != value]
+        if changed:
+            raise RunFolderError(
+                f"the run {self.name!r} cannot be resumed: the {' and the '.join(changed)} of its model {path} changed "
+                "since it began; put the model back as it was, or start a run of another name with name=..."
+            )
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -286,27 +322,28 @@ def remove_probe(storage_path: Path, token: str) -> None:
 
 def refuse_taken(config: RunConfig) -> None:
     """Raises RunFolderError where `RunFolder.create` would, because the run's name is in use."""
-    path = _path_of(config)
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())) and not _failed_at_start(path):
+    path = path_of(config)
+    if os.path.lexists(path) and not _never_began(path) and not (path.is_dir() and not any(path.iterdir())):
         raise RunFolderError(
             f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
             "or give this one another name with name=..."
         ) from None
 
 
-def _path_of(config: RunConfig) -> Path:
+def path_of(config: RunConfig) -> Path:
+    """Where the run's folder lies, or is to lie."""
     return Path(config.storage_path).expanduser().absolute() / config.name
 
 
-def _failed_at_start(path: Path) -> bool:
-    """Whether it is a run's folder without an iteration; it may be one that has just been started."""
+def _never_began(path: Path) -> bool:
+    """Whether it is the folder of a run that failed before its first iteration."""
     run = RunFolder(path)
     return not path.is_symlink() and run.config.is_file() and not run.begun
 
 
 def _make_way(path: Path) -> None:
     """Gives the folder of a run that failed before its first iteration another name, and says so; leaves all others."""
-    if not _failed_at_start(path):
+    if not _never_began(path):
         return
     old = RunFolder(path)
     old._take_lock()  # raises RunFolderError where the run has just been started

@@ -38,8 +38,10 @@ from rayrlhf.reward_actors import RunRewards
 from rayrlhf.rollout_checks import check_logprobs, check_reference, check_versions
 from rayrlhf.room import check_start, processes_of
 from rayrlhf.run_folder import RunFolder, refuse_taken
+from rayrlhf.run_length import continued
 from rayrlhf.run_parts import (
     check_agent,
+    check_started_from,
     device_of,
     environment_settings,
     learner_settings,
@@ -275,17 +277,19 @@ def train(
         check_start(processes_of(config))
     if not resume:
         refuse_taken(config)
+    config, told = continued(config) if resume else (config, [])
     environments = environment_settings(config)
     for settings in environments.values():
         check_environment(settings)
     check_agent(config)
-    algorithm = build_algorithm(config.algorithm, config.iterations)
+    algorithm = build_algorithm(config.algorithm, config.schedule_length)
     start = None if config.model.scratch else starting_point(config, config.model)
     schedule = make_schedule(config, "held_out" in environments)
     prepare_environment(environments["train"])
     learner_device = device_of(config, config.learner.gpus_per_rank)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(reaped())
+        if gang is None:  # whoever has placed the gang ends it
+            stack.enter_context(reaped())
         parts = stack.enter_context(RunRewards(reward_parts(config), config.reward_timeout_s))
         rewards = ResponseScorer(parts, config.response, config.rollout.max_new_tokens)
         open_folder = RunFolder.resume if resume else RunFolder.create
@@ -293,8 +297,13 @@ def train(
         remember(folder.path, code_of_run(config))
         if start is None:
             start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
+        check_started_from(folder, start.model)
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
+        for warning in parts.warnings():
+            progress.message(warning)
+        for line in told:
+            progress.message(line)
         stack.enter_context(ray_session(config))
         if gang is None:
             check_resources(config)

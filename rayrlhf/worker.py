@@ -25,7 +25,7 @@ from rayrlhf.gang import Gang
 from rayrlhf.interfaces import Environments
 from rayrlhf.kl_estimators import VocabularyEstimator
 from rayrlhf.player import Player
-from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
+from rayrlhf.policy import check_policy, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import Prompt
 from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.rollout import with_prompt_logprobs, with_reference, with_vocabulary_kl
@@ -83,7 +83,7 @@ class RolloutWorker:
         dtype = getattr(torch, settings.dtype)
         tokenizer = load_tokenizer(settings.model)
         self.policy = load_policy(settings.model, dtype, settings.device)
-        check_vocabulary(settings.model, self.policy, tokenizer)
+        check_policy(settings.model, self.policy, tokenizer)
         self.reference = load_policy(settings.model, dtype, settings.device)
         self.version = 0  # the policy as loaded is what the learner starts from
         self.player = Player(
