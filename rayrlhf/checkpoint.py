@@ -219,7 +219,8 @@ class CheckpointStore:
             raise ValueError(f"{partial} is not what begin({iteration}) returned")
         encoded = json.dumps(dict(state), allow_nan=False)
         try:
-            (partial / STATE).write_text(encoded)
+            with storing(self._path(iteration) / STATE):
+                (partial / STATE).write_text(encoded)
             names = _regular_files(partial)
             for part in (MODEL, TRAINER):
                 if not any(name.startswith(f"{part}/") for name in names):
@@ -231,7 +232,7 @@ class CheckpointStore:
             self._put_in_place(partial, iteration)
             self._prune()
         except OSError as error:
-            raise storage_error(self._path(iteration), error) from error
+            raise storage_error(Path(error.filename or self._path(iteration)), error) from error
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint that a run can resume from; None where nothing was ever saved.

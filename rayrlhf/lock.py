@@ -41,7 +41,8 @@ class FolderLock:
         with contextlib.ExitStack() as opened:
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             opened.callback(os.close, folder)
-            if writer := _living_writer(folder, path):
+            writer, last = _living_writer(folder, path)
+            if writer:
                 raise Held(writer)
             lock = open_own(path / LOCK, os.O_RDWR | os.O_CREAT)
             opened.callback(os.close, lock)
@@ -51,7 +52,7 @@ class FolderLock:
                 holder = _content(lock)
                 if error.errno in (errno.EACCES, errno.EAGAIN) or _lives(holder):
                     raise Held(_told(holder, path / LOCK)) from None
-                name = _become_writer(folder, path)
+                name = _become_writer(folder, path, last + 1)
                 os.close(lock)
                 opened.pop_all()
                 return cls(folder, None, name)
@@ -83,7 +84,7 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        if _living_writer(folder, path):
+        if _living_writer(folder, path)[0]:
             return True
         lock = open_own(path / LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -99,9 +100,12 @@ def is_held(path: Path) -> bool:
         os.close(lock)
 
 
-def _become_writer(folder: int, path: Path) -> str:
-    """Makes the next writer's file, removes those of writers that are gone; returns its name. Raises Held."""
-    number = 1 + max(_writers(folder), default=0)
+def _become_writer(folder: int, path: Path, number: int) -> str:
+    """Makes the file of this number, removes those of writers that are gone; returns its name. Raises Held.
+
+    number: the next after the last writer who was found to be gone. Asked for anew, it could be one behind somebody who
+    became the writer meanwhile.
+    """
     name = f".writer-{number}"
     try:
         with storing(path / name):
@@ -114,6 +118,9 @@ def _become_writer(folder: int, path: Path) -> str:
             os.fsync(own)
     finally:
         os.close(own)
+    if max(_writers(folder)) > number:  # somebody came and went, and another came, since that was found
+        os.unlink(name, dir_fd=folder)
+        raise Held("another process, which began at this moment")
     for old in _writers(folder):
         if old < number:
             with contextlib.suppress(FileNotFoundError):
@@ -125,21 +132,19 @@ def _writers(folder: int) -> list[int]:
     return [int(name[1]) for entry in os.listdir(folder) if (name := _WRITER.fullmatch(entry))]
 
 
-def _living_writer(folder: int, path: Path) -> str | None:
-    """Who writes by a file of their own, in words; None where nobody does any more."""
-    numbers = _writers(folder)
-    if not numbers:
-        return None
-    name = f".writer-{max(numbers)}"
+def _living_writer(folder: int, path: Path) -> tuple[str | None, int]:
+    """Who writes by a file of their own, in words, None where nobody does any more; and the last writer's number."""
+    last = max(_writers(folder), default=0)
+    name = f".writer-{last}"
     try:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
     except FileNotFoundError:
-        return None  # released just now
+        return None, last  # nobody ever, or released just now
     try:
         holder = _content(file)
     finally:
         os.close(file)
-    return _told(holder, path / name) if not holder or _lives(holder) else None
+    return (_told(holder, path / name) if not holder or _lives(holder) else None), last
 
 
 def _content(file: int) -> str:

@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
-from rayrlhf.errors import RunFolderError, StorageError
+from rayrlhf.errors import RunFolderError, UserError
 from rayrlhf.files import (
     append_to,
     check_plain,
@@ -40,6 +40,7 @@ from rayrlhf.files import (
     read_json,
     read_text,
     replace_file,
+    storing,
     sync_folder,
     typed,
 )
@@ -101,12 +102,13 @@ class RunFolder:
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder = cls(aside)
         try:
-            aside.mkdir(parents=True)
+            with storing(path):
+                aside.mkdir(parents=True)
             replace_file(folder.config, [config_yaml.encode()])
             folder._take_lock()
             os.rename(aside, path)  # fails on a folder that holds anything
             sync_folder(path.parent)
-        except StorageError:
+        except UserError:
             folder.close()
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -119,7 +121,11 @@ class RunFolder:
                 "give a folder that you may write with storage_path=..."
             ) from error
         folder.path = path
-        folder._record_session("start")
+        try:
+            folder._record_session("start")
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
@@ -268,6 +274,11 @@ class RunFolder:
                 f"the run {self.name!r} ({self.path}) is being written by {holder}: "
                 "wait for it or stop it, or give this run another name with name=..."
             ) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.path}: the run's lock cannot be taken there: {error.strerror}; give a folder that you may write "
+                "with storage_path=..."
+            ) from error
 
     def _record_session(self, event: str) -> None:
         session = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **installed_versions()}

@@ -18,7 +18,7 @@ import pytest
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import RunFolderError
-from rayrlhf.run_folder import RunFolder, has_probe, remove_probe, write_probe
+from rayrlhf.run_folder import RunFolder, has_probe, refuse_taken, remove_probe, write_probe
 from tests.faults import system_calls
 
 
@@ -299,6 +299,7 @@ def test_a_run_that_failed_before_its_first_iteration_is_begun_anew(tmp_path: Pa
     """With the same settings or others, with --resume or without; nothing that it left is lost."""
     with RunFolder.create(*a_config(tmp_path, name="first", seed=3)) as failed:
         failed.samples.write_text('{"iteration": -1}\n')
+    refuse_taken(a_config(tmp_path, name="first")[0])  # not refused
     with pytest.warns(UserWarning, match=r"'first' failed before its first iteration.*first\.failed-1"):
         RunFolder.create(*a_config(tmp_path, name="first", seed=4)).close()
     with pytest.warns(UserWarning, match=r"first\.failed-2"):

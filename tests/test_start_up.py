@@ -271,6 +271,7 @@ def test_a_name_in_use_is_refused_before_anything_is_loaded(tmp_path: Path) -> N
     (tmp_path / "taken").mkdir()
     refuse_taken(config)  # an empty folder is no run's
     (tmp_path / "taken/config.yaml").touch()
+    (tmp_path / "taken/metrics.jsonl").write_text('{"iteration": 0}\n')
     from rayrlhf.errors import RunFolderError
     from rayrlhf.trainer import train
 

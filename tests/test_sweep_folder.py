@@ -57,12 +57,13 @@ def test_resuming_needs_the_same_sweep(tmp_path: Path) -> None:
 
 def test_two_processes_never_run_one_sweep(tmp_path: Path) -> None:
     with create(request(tmp_path)):
+        holder = f"is run by process {os.getpid()} on "
         child = os.fork()
         if not child:
             try:
                 SweepFolder.resume(request(tmp_path).config)
             except RunFolderError as error:
-                os._exit(0 if "is run by another process" in str(error) else 1)
+                os._exit(0 if holder in str(error) else 1)
             os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     SweepFolder.resume(request(tmp_path).config).close()

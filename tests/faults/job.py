@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.metrics import comparable, read_metrics, read_samples
 
-TIMEOUT_S = 300.0  # of a run that comes to an end by itself
+TIMEOUT_S = 1200.0  # of a run that comes to an end by itself, on a machine that is busy with other things
 
 
 def small_config(model: Path, storage: Path, name: str, **changes: Any) -> RunConfig:
@@ -83,11 +84,18 @@ def wait_for_iteration(folder: Path, iteration: int, process: subprocess.Popen[s
     raise AssertionError("the run did not get so far")
 
 
-def clear_away(process: subprocess.Popen[str]) -> None:
-    """Ends a driver and waits until nothing that it started is left."""
-    family = []
+def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All that a driver has started."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def clear_away(process: subprocess.Popen[str], family: Sequence[psutil.Process] = ()) -> None:
+    """Ends a driver and waits until nothing that it started is left. family: what it had started before it was killed."""
     if process.poll() is None:
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = family_of(process)
         os.kill(process.pid, 9)
     process.communicate()
     _, alive = psutil.wait_procs(family, timeout=30)

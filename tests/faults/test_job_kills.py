@@ -17,7 +17,7 @@ from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.config import RunConfig
 from tests.faults import job, system_calls
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 KILLS_EACH_WAY = 15
 RANDOM_KILLS = int(os.environ.get("RAYRLHF_RANDOM_KILLS", "12"))
 """Of the driver, a worker and a rank in turn; more of them take 20 to 40 s each."""
@@ -48,12 +48,14 @@ def test_a_driver_killed_while_it_saves_or_prunes_leaves_a_whole_state(
     if reason := system_calls.why_not():
         pytest.skip(reason)
     process = job.start(config(tiny_model, tmp_path), tmp_path)
+    family = []
     try:
         job.wait_for_iteration(tmp_path / "job", 0, process)
+        family = job.family_of(process)
         call = system_calls.kill_running(process.pid, 4 * at, at_checkpoints(tmp_path))
         assert call is not None, "the run ended before that call"
     finally:
-        job.clear_away(process)
+        job.clear_away(process, family)
     before = whole_checkpoints(tmp_path / "job/checkpoints")
     assert not before or job.resumable(tmp_path / "job") in before[-2:], (call, before)
     code, errors = job.run(config(tiny_model, tmp_path), tmp_path, "--resume")
@@ -91,10 +93,12 @@ def test_killed_at_a_random_moment_the_run_ends_as_if_nothing_had_happened(
     whom = ("RolloutActor", "LearnerRank", "driver")[number % 3]
     drawn = random.Random(number)
     process = job.start(config(tiny_model, tmp_path), tmp_path)
+    family = []
     try:
         victim = psutil.Process(process.pid) if whom == "driver" else job.wait_for_child(process, whom)
         if drawn.random() < 0.8:
             job.wait_for_iteration(tmp_path / "job", drawn.randrange(3), process)
+        family = job.family_of(process)
         threading.Timer(drawn.uniform(0, 1.0), lambda: psutil.pid_exists(victim.pid) and victim.kill()).start()
         if whom == "driver":
             process.wait(job.TIMEOUT_S)
@@ -102,7 +106,7 @@ def test_killed_at_a_random_moment_the_run_ends_as_if_nothing_had_happened(
             _, errors = process.communicate(timeout=job.TIMEOUT_S)
             assert process.returncode == 0 or "did not start" in errors, errors
     finally:
-        job.clear_away(process)
+        job.clear_away(process, family)
     if process.returncode != 0:
         assert process.returncode in (-signal.SIGKILL, 2)
         time.sleep(0.5)

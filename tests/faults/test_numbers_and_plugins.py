@@ -147,6 +147,7 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, ray_clu
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(3600)
 def test_healthy_runs_are_never_stopped(tiny_model: Path, tmp_path: Path, ray_cluster: None) -> None:
     """Runs of two iterations with other seeds, lengths, temperatures and algorithms: each comes to its end."""
     for seed in range(HEALTHY_RUNS):
