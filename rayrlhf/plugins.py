@@ -205,7 +205,7 @@ def _warn_of_hidden_entry_points(kind: Kind, name: str) -> None:
 def _unknown(kind: Kind, name: str) -> str:
     known = available(kind)
     message = f"no {kind} is named `{name}`{nearest(name, known)} Known: {', '.join(known) or 'none'}."
-    if name.isidentifier() and Path(f"{name}.py").is_file():
+    if name.isidentifier() and os.path.isfile(f"{name}.py"):
         return f"{message} For a function or class of your own {name}.py write `{name}:Name`."
     return f"{message} One of your own is named `module:Name`."
 

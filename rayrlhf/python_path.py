@@ -1,7 +1,7 @@
 """Where modules are looked for: the standard library and what is installed first, the user's working folder last.
 
 A folder of somebody's own may hold a `queue.py` or a `types.py`. In front of the standard library it would take its
-place, in every process and for every package. Nothing but the standard library is imported here.
+place, in every process and for every package. Little but the standard library is imported here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,21 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rayrlhf.errors import UserError
+
 LAST = "RAYRLHF_PATH_LAST"
 """The environment variable that tells a process of ours which folders come last."""
 
 
 def working_folder_last() -> None:
-    """Orders this process's search, and what the processes that it starts inherit: see `last_folders`."""
-    last = last_folders()
+    """Orders this process's search, and what the processes that it starts inherit: see `last_folders`.
+
+    Raises UserError where the working folder is gone.
+    """
+    try:
+        last = last_folders()
+    except FileNotFoundError as error:
+        raise UserError("the working folder is no longer there: go to one that is") from error
     kept = [folder for folder in _python_path() if folder not in last]
     os.environ[LAST] = os.pathsep.join(last)
     if "PYTHONPATH" in os.environ:

@@ -11,47 +11,40 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ray
 
 from rayrlhf.errors import InstallationError, LearnerError, NotFiniteError, RolloutError, UserError
 from rayrlhf.interrupts import handlers_kept
+from rayrlhf.ray_address import ELSEWHERE, check_address
 
 logger = logging.getLogger(__name__)
 
-OWN = ("", "local")
-"""What RAY_ADDRESS says where a cluster of the run's own is to be started."""
-ANSWER_TIMEOUT_S = 5.0  # of a connection to the head node's port
+JOIN_TIMEOUT_S = 60.0  # a port that answers need not be Ray's, and Ray asks it without end
 LONGEST_SOCKET_PATH = 107  # bytes of a Unix socket's path (Linux; 103 on macOS)
 # What Ray puts behind its temporary folder: sockets of a session whose name has the time and the driver's process id.
 _SOCKET_BELOW = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-_ELSEWHERE = (
-    "run on a node of the cluster with RAY_ADDRESS=auto, or submit with `ray job submit`; without RAY_ADDRESS the run "
-    "starts a cluster of its own on this machine"
-)
-
-
-def check_address(address: str) -> None:
-    """Raises InstallationError where no cluster can be at `address`, what RAY_ADDRESS says."""
-    if "://" in address:
-        client = address.startswith("ray://")
-        kind = "Ray's client, which this program does not use" if client else "no head node's HOST:PORT"
-        raise InstallationError(f"RAY_ADDRESS={address} is an address of {kind}: {_ELSEWHERE}")
-    if address != "auto":
-        _check_answers(address)
 
 
 def join(address: str, **options: Any) -> None:
     """Connects to the cluster at `address`, what RAY_ADDRESS says. Raises InstallationError where that cannot be."""
+    from ray._private.services import canonicalize_bootstrap_address
+
     check_address(address)
     try:
-        _init(address=address, **options)
+        check_address(address, canonicalize_bootstrap_address(address))
+        with _at_most(JOIN_TIMEOUT_S):
+            _init(address=address, **options)
+    except InstallationError:
+        raise
     except Exception as error:  # of many kinds: connection, version, authentication, parsing
-        raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {_ELSEWHERE}") from error
+        raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {ELSEWHERE}") from error
 
 
 def start(cpus: int, object_store_bytes: int, **options: Any) -> Path:
@@ -121,6 +114,25 @@ def _init(**options: Any) -> Any:
             raise KeyboardInterrupt("stopped by SIGTERM") from None
 
 
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block that takes longer; outside of the main thread it may take as long as it likes."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no Ray cluster answers there within {seconds:g} s")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def temporary_folder() -> Path:
     """Where Ray keeps sockets, logs and spilled objects: where it always would, or a folder that serves where that does
     not, which is said.
@@ -155,19 +167,6 @@ def unfit(folder: Path) -> str:
             return ""
     except OSError as error:
         return f"{folder} cannot be written ({error.strerror})"
-
-
-def _check_answers(address: str) -> None:
-    """Raises InstallationError where nobody listens at HOST:PORT."""
-    host, colon, port = address.strip().rpartition(":")
-    if not colon or not port.isdigit() or not host:
-        raise InstallationError(f"RAY_ADDRESS={address} is no HOST:PORT, such as 10.0.0.1:6379: {_ELSEWHERE}")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S):
-            pass
-    except (OSError, OverflowError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise InstallationError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({why}): {_ELSEWHERE}") from error
 
 
 def _bring_token() -> None:

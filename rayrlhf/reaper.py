@@ -41,7 +41,7 @@ def reaped() -> Iterator[None]:
     )
     assert reaper.stdin is not None
     try:
-        _marked = os.environ[MARK] = mark
+        _marked, os.environ[MARK] = mark, f"{before},{mark}" if before else mark  # within another run: of both
         yield
     finally:
         _marked = None
@@ -76,7 +76,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 def _carries(process: psutil.Process, mark: str) -> bool:
     try:
-        return process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE
+        return mark in process.environ().get(MARK, "").split(",") and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, OSError):  # gone, or somebody else's
         return False
 

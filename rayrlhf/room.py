@@ -6,7 +6,6 @@ processes than it has cores. What bounds them there is memory.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import ray
 
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError
-from rayrlhf.ray_start import OWN, check_address
+from rayrlhf.ray_address import check_address, given_address
 
 SMALLEST_PROCESS_BYTES = 250_000_000
 """What a process with PyTorch and the smallest model takes for itself (measured: 270 to 420 MB resident)."""
@@ -33,7 +32,7 @@ def processes_of(config: RunConfig) -> dict[str, int]:
 
 def own_machine() -> bool:
     """Whether Ray is still to be started, and on this machine."""
-    return not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "").strip() in OWN
+    return not ray.is_initialized() and given_address() is None
 
 
 def check_start(asked: Mapping[str, int]) -> None:
@@ -44,7 +43,7 @@ def check_start(asked: Mapping[str, int]) -> None:
     if own_machine():
         check_machine(asked)
     elif not ray.is_initialized():
-        check_address(os.environ["RAY_ADDRESS"].strip())
+        check_address(given_address())
 
 
 def check_machine(asked: Mapping[str, int], memory: int | None = None) -> None:

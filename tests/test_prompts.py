@@ -137,6 +137,14 @@ BAD_ROWS = {
     "empty": ('\n{"prompt": ""}\n', ":2: the prompt is empty; take the row out"),
     "no messages": ('{"prompt": []}\n', ":1: the list of messages is empty; take the row out"),
     "bad message": ('{"prompt": [{"role": "user"}]}\n', ":1: a message is {"),
+    "messages in another field": (
+        '{"messages": [{"role": "user", "content": "a"}], "n": 1}\n',
+        ":1: no field 'prompt'; it has messages: set environment.prompts.field=messages",
+    ),
+    "parts": (
+        '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}\n',
+        ":1: the content of a message is a list of parts: write their text as one",
+    ),
     "half a surrogate pair": ('{"prompt": "a\\ud800"}\n', ":1: character 2 of the prompt is no Unicode text"),
     "messages without a template": (
         '{"prompt": [{"role": "user", "content": "a"}]}\n',
@@ -152,6 +160,22 @@ def test_a_bad_row_is_named_by_file_and_line(
     path = tmp_path / "p.jsonl"
     path.write_text(text)
     assert fault(tokenizer, file=str(path)).startswith(f"{path}{words}")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("p.json", 'write it as JSONL, a line such as {"prompt": "..."} for each prompt'),
+        ("p.csv", "write it as JSONL"),
+        ("p.jsonl.gz", "unpack it first, and name the file that was in it (`gunzip p.jsonl.gz`)"),
+        ("p.zip", "unpack it first"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_what_to_write(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, name: str, instead: str
+) -> None:
+    (tmp_path / name).write_bytes(b"\x1f\x8b[")
+    assert instead in fault(tokenizer, file=str(tmp_path / name))
 
 
 def test_bad_files_and_folders_are_named(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
