@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ class NoReward(SingleTurn):
 class KillsItsWorkerOnce(SingleTurn):
     """Dies in the first episode that anyone plays; the file `mark` says that it happened."""
 
-    mark = Path(tempfile.gettempdir()) / f"rayrlhf-tests-killed-{os.getuid()}"
+    def __init__(self, mark: str, prompts: Sequence[str] = ("",)) -> None:
+        super().__init__(prompts)
+        self.mark = Path(mark)
 
     def fail(self) -> None:
         os.kill(os.getpid(), 9)
@@ -37,8 +39,6 @@ class KillsItsWorkerOnce(SingleTurn):
 
 
 class HangsOnce(KillsItsWorkerOnce):
-    mark = Path(tempfile.gettempdir()) / f"rayrlhf-tests-hung-{os.getuid()}"
-
     def fail(self) -> None:
         time.sleep(3600)
 

@@ -10,7 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first: they are dealt out whole, and one that comes last would run alone."""
     rank = {name: number for number, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))  # stable: all else stays in its order
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> Generator[None, None, None]:
+    """Says at the very end what was not run, by its cause, and what would run it."""
+    yield
+    reports = terminalreporter.stats.get("skipped", [])
+    causes = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    left_out = [name for name in ("slow", "faults") if f"not {name}" in (config.option.markexpr or "")]
+    if causes or left_out:
+        terminalreporter.section("not run")
+    for cause, count in sorted(causes.items()):
+        terminalreporter.line(f"{count} skipped: {cause}")
+    for name in left_out:
+        terminalreporter.line(f"those marked `{name}`: `make test-{name}` runs them")
 
 
 CORPUS = [

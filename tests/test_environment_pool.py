@@ -122,7 +122,6 @@ def test_faults_and_memory_together(tmp_path: Path) -> None:
     ],
 )
 def test_what_fails_at_every_try_ends_with_its_cause(kind: str, cause: str) -> None:
-    start = time.monotonic()
     with ProcessEnvironments(settings("AlwaysFails", 0.3, 2, kind=kind)) as environments:
         environments.reset([5, 6])
         environments.step({1: "x"})
@@ -132,7 +131,6 @@ def test_what_fails_at_every_try_ends_with_its_cause(kind: str, cause: str) -> N
         assert counts(environments)[f"retries_{kind}"] == 2
         assert [result.reward for result in environments.reset([1])] == [0.0]  # the next episodes can be played
         assert environments.step({0: "east"})[0].observation == "Room 2. On the wall: ''"
-    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("kind", ["exit", "raise"])
@@ -286,10 +284,12 @@ def test_games_play_in_a_folder_of_their_own_that_goes_with_them(tmp_path: Path)
     assert not any(folder.exists() for folder in folders)
 
 
-def test_processes_descriptors_and_folders_are_flat() -> None:
+def test_processes_descriptors_and_folders_are_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closed environments leave nothing; replaced processes neither, whether they died or were recycled."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # nobody else's folders are in it
     me = psutil.Process()
-    roots = Path(tempfile.gettempdir()) / f"rayrlhf-games-{os.getuid()}"
+    mine = set(me.children())
+    roots = tmp_path / f"rayrlhf-games-{os.getuid()}"
 
     def use() -> None:
         with ProcessEnvironments(settings("Corridor", processes=2, keyed=False), recycle_after=4) as environments:
@@ -301,15 +301,15 @@ def test_processes_descriptors_and_folders_are_flat() -> None:
             environments.close()
         environments.close()
 
-    before = {path.name for path in roots.glob("*")}
     use()
     gc.collect()
     descriptors, threads = me.num_fds(), threading.active_count()
     use()
     gc.collect()
     assert (me.num_fds(), threading.active_count()) == (descriptors, threads)
-    assert [child for child in me.children() if "environments.host" in " ".join(child.cmdline())] == []
-    assert {path.name for path in roots.glob("*")} <= before
+    assert [child for child in me.children() if child not in mine] == []
+    assert roots.is_dir()
+    assert list(roots.iterdir()) == []
 
 
 def test_processes_are_recycled_after_so_many_episodes_or_megabytes() -> None:

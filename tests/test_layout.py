@@ -25,7 +25,7 @@ def tracked_files() -> list[Path]:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listed.returncode != 0:
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is no git checkout: in one they are run")
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, FloatRect, Page, Request
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+NO_CHROMIUM = "no `chromium` is on the PATH; with one, as by `apt install chromium`, they are run"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 sync_api = pytest.importorskip("playwright.sync_api")
 
 FLAGS = [

@@ -107,9 +107,7 @@ def test_a_player_gets_the_texts_on_its_input(tmp_path: Path) -> None:
 def test_a_player_is_stopped_after_its_time(tmp_path: Path) -> None:
     """GWERN-2: the time limit, 10 s unless set; and one that fails is named."""
     store = store_of(tmp_path, ["one", "two"])
-    began = time.monotonic()
-    assert "playing 2" in rate(session_of(store), "x\n", player=("sleep", "30"), seconds=0.2)
-    assert time.monotonic() - began < 5
+    assert "playing 2" in rate(session_of(store), "x\n", player=("sleep", "3600"), seconds=0.2)
     assert "the player ended with status 1" in rate(session_of(store), "x\n", player=("false",))
 
 

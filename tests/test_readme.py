@@ -153,7 +153,7 @@ def run(command: str, folder: Path) -> str:
 @pytest.mark.parametrize("command", [command for command in commands("") if command not in NOT_RUN])
 def test_command(command: str, session: Path) -> None:
     if command.startswith("make") and not (Path(sys.prefix) / "rayrlhf-stamp.json").is_file():
-        pytest.skip("this environment was not made by make, and a test must not change it")
+        pytest.skip("this environment was not made by make, and a test must not change it; `make test` runs it")
     output = run(small(command, session / "runs"), session)
     for start, expected in EXPECTED.items():
         if command.startswith(start):

@@ -238,7 +238,9 @@ def test_an_interrupted_parent_does_not_take_the_old_answer_for_the_next() -> No
         assert process.score([HANGING_EPISODE])[0].total.tolist() == [len(HANGING_EPISODE.text)]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the lock that a reward holds delays its end")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="on Linux alone: elsewhere the lock that a reward holds delays its end"
+)
 @pytest.mark.parametrize("busy", [False, True])
 def test_the_child_dies_with_a_parent_that_is_killed(busy: bool) -> None:
     """SPEC X-8; SIGKILL of the parent, while the child waits and while a reward in it holds the interpreter's lock."""

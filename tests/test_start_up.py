@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import psutil
@@ -204,7 +205,7 @@ def test_the_usual_folder_stays_where_it_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket(socket.AF_UNIX) as one:  # the longest that the system takes
-        longest = "x" * (107 - len(ray_start._SOCKET_BELOW) - len("/tmp/") - len("/ray"))
+        longest = (uuid.uuid4().hex * 4)[: 107 - len(ray_start._SOCKET_BELOW) - len("/tmp/") - len("/ray")]
         folder = Path("/tmp") / longest
         assert not ray_start.unfit(folder / "ray")
         assert ray_start.unfit(folder.with_name(f"{longest}x") / "ray")

@@ -66,7 +66,7 @@ def test_both_strategies_are_lightnings_own_with_the_mixin_in_front() -> None:
     assert strategy.config["zero_optimization"]["overlap_comm"] is False  # type: ignore[index]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="wants a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="wants a machine without a GPU, or `CUDA_VISIBLE_DEVICES=`")
 def test_cuda_without_a_gpu_is_named() -> None:
     with pytest.raises(InstallationError, match="no GPU here: set `device: cpu`"):
         prepare_environment("cuda")

@@ -26,14 +26,16 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 BATCHES = deal_specs(run_seed=1, iteration=0, groups=6, group_size=3, groups_per_batch=2)
 
 
-def make_pool(model: Path, environment: str = "single_turn", **rollout: object) -> RolloutPool:
+def make_pool(
+    model: Path, environment: str = "single_turn", parameters: dict[str, str] | None = None, **rollout: object
+) -> RolloutPool:
     config = RolloutConfig.model_validate({"workers": 1, "cpus_per_worker": 0.1, **rollout})
     prompts = load_prompts(
         PromptsConfig(text="Once upon a time"), load_tokenizer(ModelConfig(path=str(model))), 128, 16
     )
     settings = WorkerSettings(
         model=ModelConfig(path=str(model)),
-        environments={"train": EnvironmentSettings(environment)},
+        environments={"train": EnvironmentSettings(environment, parameters or {})},
         prompts=prompts.items,
         agent=AgentConfig(),
         sampling=SamplingSettings(16),
@@ -94,16 +96,20 @@ def test_closing_ends_the_processes(three_workers: RolloutPool) -> None:
 
 @pytest.mark.parametrize("environment", [KillsItsWorkerOnce, HangsOnce])
 def test_a_lost_batch_is_redone(
-    tiny_model: Path, expected: list[Trajectory], environment: type[KillsItsWorkerOnce]
+    tiny_model: Path, expected: list[Trajectory], environment: type[KillsItsWorkerOnce], tmp_path: Path
 ) -> None:
     """SIGKILL in the middle of a batch, and a batch that never ends, change nothing in the episodes."""
-    environment.mark.unlink(missing_ok=True)
-    timeout_s = 10 if environment is HangsOnce else 300
-    pool = make_pool(tiny_model, f"tests.broken_environments:{environment.__name__}", workers=2, timeout_s=timeout_s)
+    hangs, mark = environment is HangsOnce, tmp_path / "mark"
+    pool = make_pool(
+        tiny_model, f"tests.broken_environments:{environment.__name__}", {"mark": str(mark)}, workers=2,
+        timeout_s=10 if hangs else 300, max_retries=10,
+    )  # fmt: skip
     pool.ready()  # a worker that has not started yet is given longer
     assert same(played(pool), expected)
-    assert environment.mark.exists()
-    assert pool.deaths == 1
+    assert mark.exists()
+    assert (
+        pool.deaths >= 1 if hangs else pool.deaths == 1
+    )  # a busy machine may need longer for a batch that does not hang
     pool.close()
 
 

@@ -140,14 +140,13 @@ def make_environment(settings: EnvironmentSettings, prompts: Sequence[str] = ())
 
 def _check_made(name: str, environment: Any) -> None:
     """Raises EpisodeError for what a class or a function has made where that cannot be played as text."""
-    missing = plugins.missing_methods("environment", type(environment))
+    missing = [method for method in ("reset", "step") if not callable(getattr(environment, method, None))]
     if missing:
         raise EpisodeError(
             f"environment `{name}`: it made {_shortened(environment)}, which has no `{'` and no `'.join(missing)}`: name a "
             "class of environments, or a function that makes one."
         )
-    kinds = [parameter.kind for parameter in inspect.signature(environment.reset).parameters.values()]
-    if "seed" not in inspect.signature(environment.reset).parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+    if not _takes_seed(environment.reset):
         raise EpisodeError(
             f"environment `{name}`: its reset() takes no `seed`, which says what episode to start. {_OLD_RESET}"
         )
@@ -158,6 +157,14 @@ def _check_made(name: str, environment: Any) -> None:
                 f"environment `{name}` has the {kind} {space}: observations and actions have to be text, "
                 "as with `rayrlhf.text_space.TextSpace()` or `gymnasium.spaces.Text`."
             )
+
+
+def _takes_seed(reset: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(reset).parameters
+    except (ValueError, TypeError):  # of one written in C, which may
+        return True
+    return "seed" in parameters or any(known.kind is known.VAR_KEYWORD for known in parameters.values())
 
 
 def first_seeds(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Callable[[int], int]:
