@@ -24,6 +24,6 @@ def settle() -> None:
         last.append(here)
     if last:
         move_last(last)
-        sys.meta_path.insert(0, KeptLast(last))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, KeptLast(last))
     if os.environ.pop(FORGET_LAUNCHERS, "") == "1":
         forget_launchers()

@@ -36,6 +36,7 @@ from rayrlhf.files import (
     read_record,
     replace_file,
     storage_error,
+    storing,
     sync_folder,
     typed,
 )
@@ -191,7 +192,8 @@ class CheckpointStore:
         self._keep_trainer_state = keep_trainer_state
         self._keep_back = keep_back
         self._damaged: set[int] = set()  # found so by `latest`: left in place, not counted
-        folder.mkdir(parents=True, exist_ok=True)
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._clear_leftovers()
 
     def begin(self, iteration: int) -> Path:
@@ -199,8 +201,13 @@ class CheckpointStore:
         partial = self.folder / f".partial-{iteration:06d}"
         if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir()
+        with storing(partial):
+            partial.mkdir()
         return partial
+
+    def abandon(self, partial: Path) -> None:
+        """Removes what `begin` made and could not be finished, so that it takes no room."""
+        shutil.rmtree(partial, ignore_errors=True)
 
     def commit(self, partial: Path, iteration: int, state: Mapping[str, Any]) -> None:
         """Makes what was written into `partial` the checkpoint of `iteration`, on the disk, then prunes older ones.
@@ -265,7 +272,13 @@ class CheckpointStore:
         return None
 
     def discard_after(self, iteration: int) -> None:
-        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones."""
+        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones.
+
+        The one that is gone back to is read first: CheckpointError where it is damaged, and then nothing is removed.
+        """
+        kept = self.resumable_at_most(iteration)
+        if kept is not None:
+            verify(self._path(kept))
         for found in reversed(whole_checkpoints(self.folder)):
             if found > iteration:
                 self._remove(found)

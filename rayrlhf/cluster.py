@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf import ray_start
@@ -31,7 +31,12 @@ from rayrlhf.worker_death import GONE, Died, death_of
 logger = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 2_000_000_000
+LOST = "an object was lost from Ray's object store ({}): its node died, or its memory ran out"
 START_TIMEOUT_S = 300.0  # of one actor: a process, its imports, its model
+
+
+class Lost(Exception):
+    """What was put into the object store for actors to fetch is gone; it has to be put there again."""
 
 
 def ray_session(config: RunConfig) -> contextlib.AbstractContextManager[None]:
@@ -59,11 +64,12 @@ def ray_cluster(cpus: int, object_store_bytes: int = LOCAL_OBJECT_STORE_BYTES) -
             stack.callback(ray.shutdown)
             ray_start.join(address, **options)
         else:
+            session = stack.enter_context(ray_start.OwnSession())
             stack.enter_context(reaped())
             stack.callback(ray.shutdown)
             os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets anything else on the machine go first
             cores = max(os.cpu_count() or 1, cpus)
-            ray_start.start(cores, object_store_bytes, logging_level=logging.ERROR, **options)
+            session.folder = ray_start.start(cores, object_store_bytes, logging_level=logging.ERROR, **options)
         yield
 
 
@@ -104,7 +110,8 @@ def actor_environment(cpus: float, distributed: bool = False) -> dict[str, Any]:
 
 
 def get(refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[Any]:
-    """The values of all refs. Raises Died for a dead actor or a missed deadline, else the actor's own error."""
+    """The values of all refs. Raises Died for a dead actor, a lost object or a missed deadline, else the actor's own
+    error."""
     try:
         return ray.get(list(refs), timeout=timeout_s)
     except GetTimeoutError as error:
@@ -113,12 +120,17 @@ def get(refs: Sequence[ray.ObjectRef], timeout_s: float) -> list[Any]:
         raise death_of(error) from error
     except RayTaskError as error:
         raise own_error(error) from None
+    except ObjectLostError as error:
+        raise Died(LOST.format(type(error).__name__)) from error
 
 
 def own_error(error: RayTaskError) -> BaseException:
-    """The UserError that an actor raised; any other error with its remote traceback."""
+    """The UserError or Lost that an actor raised, Died where what it was to work on was lost; any other error with its
+    remote traceback."""
     cause = error.cause
-    return cause if isinstance(cause, UserError) else error
+    if isinstance(cause, ObjectLostError):  # the text of this kind of RayTaskError cannot even be asked for
+        return Died(LOST.format(type(cause).__name__))
+    return cause if isinstance(cause, UserError | Lost) else error
 
 
 def kill(actors: Sequence[Any]) -> None:

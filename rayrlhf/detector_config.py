@@ -108,7 +108,7 @@ class RatioRuleConfig(RuleConfig):
 class LogprobGapRuleConfig(RuleConfig):
     share: Share = 0.5
     """Fires where learner and sampler disagree by more than this share of what stops the run (`learner.max_logprob_gap`,
-    in bf16 `learner.max_mean_logprob_gap_bf16`). Healthy: 0.30."""
+    in bf16 `learner.max_mean_logprob_gap_bf16`, at the run's temperature). Healthy: 0.30."""
 
 
 class DetectorConfig(Section):

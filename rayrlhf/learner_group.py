@@ -22,6 +22,7 @@ from rayrlhf.algorithm_config import OptimizerConfig, ValueConfig
 from rayrlhf.cluster import START_TIMEOUT_S, actor_environment, get, kill
 from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.errors import LearnerError
+from rayrlhf.files import saving
 from rayrlhf.gang import Gang
 from rayrlhf.losses import Objective
 from rayrlhf.policy import resolve_model
@@ -39,7 +40,7 @@ class LearnerSettings:
     optimizer: OptimizerConfig
     learner: LearnerConfig
     temperature: float
-    iterations: int
+    iterations: int  # that the learning rates are spread over
     device: str  # cpu or cuda
     value: ValueConfig | None = None  # the value network that the objective fits
 
@@ -93,10 +94,12 @@ class LearnerRank:
         return self.learner.weights(), self.learner.version
 
     def save(self, model_folder: Path, state_folder: Path, value_folder: Path | None) -> None:
-        self.learner.save_model(model_folder)
-        self.learner.save_state(state_folder)
-        if value_folder is not None:
-            self.learner.save_value(value_folder)
+        """Raises StorageError where the disk gives out."""
+        with saving(model_folder.parent):
+            self.learner.save_model(model_folder)
+            self.learner.save_state(state_folder)
+            if value_folder is not None:
+                self.learner.save_value(value_folder)
 
     def load(self, state_folder: Path) -> int:
         """Returns the version of the weights that were loaded."""

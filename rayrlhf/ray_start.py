@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 
 import ray
 
-from rayrlhf.errors import InstallationError
+from rayrlhf.errors import InstallationError, LearnerError, NotFiniteError, RolloutError, UserError
 from rayrlhf.interrupts import handlers_kept
 from rayrlhf.ray_address import ELSEWHERE, check_address
 
@@ -46,12 +47,15 @@ def join(address: str, **options: Any) -> None:
         raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {ELSEWHERE}") from error
 
 
-def start(cpus: int, object_store_bytes: int, **options: Any) -> None:
-    """Starts a cluster on this machine. Raises InstallationError where that cannot be."""
+def start(cpus: int, object_store_bytes: int, **options: Any) -> Path:
+    """Starts a cluster on this machine; returns the folder of its logs, sockets and spilled objects.
+
+    Raises InstallationError where that cannot be.
+    """
     _bring_token()
     folder = temporary_folder()
     try:
-        _init(
+        context = _init(
             address="local",
             num_cpus=cpus,
             include_dashboard=False,
@@ -64,13 +68,46 @@ def start(cpus: int, object_store_bytes: int, **options: Any) -> None:
             f"Ray did not start on this machine: {_first_line(error)}: see {folder}/session_latest/logs and what "
             "`rayrlhf doctor` finds"
         ) from error
+    return Path(context.address_info["session_dir"])
 
 
-def _init(**options: Any) -> None:
+class OwnSession:
+    """The session folder of a cluster that a run has started on this machine (0.3 to 8 MB): it goes with the cluster.
+
+    It stays, and it is said where, when the block ends by an error that Ray's logs may tell more of: a bug, or workers
+    that died once too often.
+    """
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None  # None: no cluster was started
+
+    def __enter__(self) -> OwnSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self.folder is None or not self.folder.is_dir():
+            return
+        if error is not None and _logs_may_tell(error):
+            logger.warning("Ray's logs of this run are kept: %s/logs", self.folder)
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        latest = self.folder.with_name("session_latest")
+        with contextlib.suppress(OSError):
+            if latest.is_symlink() and not latest.exists():
+                latest.unlink()
+
+
+def _logs_may_tell(error: BaseException) -> bool:
+    if isinstance(error, RolloutError | LearnerError):
+        return not isinstance(error, NotFiniteError)
+    return isinstance(error, Exception) and not isinstance(error, UserError)
+
+
+def _init(**options: Any) -> Any:
     """`ray.init`, whose handler of SIGTERM does not stay."""
     with handlers_kept():
         try:
-            ray.init(**options)
+            return ray.init(**options)
         except SystemExit as end:
             if end.code != signal.SIGTERM:
                 raise

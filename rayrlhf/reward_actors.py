@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import ray
 
+from rayrlhf import plugins
 from rayrlhf.cluster import START_TIMEOUT_S, actor_environment, get, kill
 from rayrlhf.config import RewardPart
 from rayrlhf.errors import RewardError
 from rayrlhf.gang import Gang
+from rayrlhf.reward_contract import remembering
 from rayrlhf.reward_mixture import RewardMixture, part_keys
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.types import EpisodeScore, Trajectory
@@ -137,6 +139,18 @@ class RunRewards:
         self._own_keys = [key for key, part in zip(self.keys, parts, strict=True) if not part.in_actors]
         self.actors: list[ActorReward] = []
         self._process = RewardProcess(own, timeout_s) if own else None
+
+    def warnings(self) -> list[str]:
+        """What the user should know of rewards of their own before a run, a line each; asks those for a few scores."""
+        own = any(plugins.origin("reward", part.name) != "built-in" for part in self._parts if not part.in_actors)
+        if self._process is None or not own:
+            return []
+        return [
+            f"warning: reward `{key}` scores the same texts otherwise the second time: its scores depend on chance or on "
+            "what it was given before, so the policy learns noise, and a resumed run goes another way. "
+            "`rayrlhf rewards test` shows it"
+            for key in remembering(self._process)
+        ]
 
     def start(self, gang: Gang | None = None) -> None:
         """Starts the actors and waits until they have loaded their parts. Raises RewardError."""

@@ -55,7 +55,7 @@ def show(name: Name, param: Parameters = None) -> None:
     plugin = plugins.load("reward", name)
     given = _parsed(param)
     say(f"{plugins.canonical(name)} ({plugins.origin('reward', name)})\n")
-    say(inspect.getdoc(plugin) or "It has no documentation.")
+    say(inspect.getdoc(plugins.underlying(plugin)) or "It has no documentation.")
     say(f"\nParameters: {described(plugin) or 'none'}")
     needed = [key for key, parameter in parameters_of(plugin).items() if parameter.default is parameter.empty]
     missing = [key for key in needed if key not in given]

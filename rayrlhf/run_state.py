@@ -8,7 +8,7 @@ from typing import Any
 
 from rayrlhf.checkpoint import Checkpoint, CheckpointStore
 from rayrlhf.detector_config import DetectorConfig
-from rayrlhf.errors import CheckpointError, UserError
+from rayrlhf.errors import CheckpointError, StorageError, UserError
 from rayrlhf.guard import Guard
 from rayrlhf.interfaces import Algorithm
 from rayrlhf.learner_group import LearnerGroup
@@ -47,8 +47,12 @@ class RunState:
         """Checkpoint after `done` iterations."""
         self.log.sync()
         partial = self.checkpoints.begin(done)
-        self.learner.save(partial / "model", partial / "trainer", partial / "value")
-        self.checkpoints.commit(partial, done, self._beside_learner())
+        try:
+            self.learner.save(partial / "model", partial / "trainer", partial / "value")
+            self.checkpoints.commit(partial, done, self._beside_learner())
+        except StorageError:
+            self.checkpoints.abandon(partial)
+            raise
         self.saved = done
         self.on_saved(done)
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rayrlhf.errors import ModelError, UserError
 from rayrlhf.files import SHOWN, printable, read_json
 from rayrlhf.plugins import Kind, is_own
+from rayrlhf.terminal_output import say
 
 if TYPE_CHECKING:
     from rayrlhf.config import ModelConfig, RunConfig
@@ -68,7 +68,7 @@ class Trust:
                 f"{source} names code that does not come with RayRLHF:{listed}\nNothing was run. If you know who made it "
                 f"and what this code does, give --trust {source}"
             )
-        print(f"--trust {printable(str(source))}: this code runs:{listed}", file=sys.stderr)
+        say(f"--trust {source}: this code runs:{listed}", error=True)
 
 
 NOBODY = Trust()

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlamaModel,
+)
 
 from rayrlhf.algorithm_config import HeadValueConfig, SeparateValueConfig
 from rayrlhf.config import ModelConfig
@@ -88,6 +97,43 @@ def test_a_reward_model_gives_its_trunk_and_its_score(policy: ModelConfig, rewar
             score = classifier(input_ids=torch.from_numpy(ids)[None]).logits[0, 0]
         assert abs(float(score)) > 0.01
         assert values.tolist() == pytest.approx([float(score)], abs=1e-5)
+
+
+class BiasedConfig(LlamaConfig):
+    model_type = "biased-llama"
+
+
+class BiasedModel(LlamaModel):
+    config_class = BiasedConfig
+
+
+class BiasedForSequenceClassification(LlamaForSequenceClassification):
+    """A sequence classifier whose score has a bias: none of transformers' own has, a model with code of its own may."""
+
+    config_class = BiasedConfig
+
+    def __init__(self, config: BiasedConfig) -> None:
+        super().__init__(config)
+        self.score = torch.nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+def test_the_bias_of_a_score_is_in_the_value(policy: ModelConfig, reward_model: Path, tmp_path: Path) -> None:
+    """WP-6: V of a whole text is what the classifier scores it with, its own bias included."""
+    AutoConfig.register("biased-llama", BiasedConfig, exist_ok=True)
+    AutoModel.register(BiasedConfig, BiasedModel, exist_ok=True)
+    AutoModelForSequenceClassification.register(BiasedConfig, BiasedForSequenceClassification, exist_ok=True)
+    settings = AutoConfig.from_pretrained(reward_model).to_dict()
+    classifier = BiasedForSequenceClassification(BiasedConfig(**{**settings, "model_type": "biased-llama"})).eval()
+    torch.nn.init.constant_(classifier.score.bias, 2.5)
+    classifier.save_pretrained(tmp_path)
+    network = build_value_network(SeparateValueConfig(init=str(tmp_path)), policy)
+    ids = np.arange(2, 9)
+    (values,) = query_values(network, [ValueQuery(np.append(ids, 0), len(ids))])
+    with torch.no_grad():
+        score = float(classifier(input_ids=torch.from_numpy(ids)[None]).logits[0, 0])
+    assert abs(score) > 1
+    assert values.tolist() == pytest.approx([score], abs=1e-5)
 
 
 def test_a_reward_models_bias_and_gain_are_in_the_value(policy: ModelConfig, tmp_path: Path) -> None:

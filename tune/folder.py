@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -33,7 +32,6 @@ from rayrlhf.files import (
     Number,
     check_plain,
     json_value,
-    open_own,
     printable,
     read_bytes,
     read_record,
@@ -43,6 +41,7 @@ from rayrlhf.files import (
     typed,
     typed_value,
 )
+from rayrlhf.lock import FolderLock, Held, is_held
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.sweep_config import SweepConfig
 from rayrlhf.yaml_text import parse_yaml
@@ -118,7 +117,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, config: SweepConfig, trials: Sequence[Trial]) -> SweepFolder:
@@ -239,7 +238,7 @@ class SweepFolder:
         Raises RunFolderError where it does not.
         """
         deadline = time.monotonic() + _RELEASE_WAIT_S
-        while _is_locked(self.run_folder(trial) / ".lock"):
+        while is_held(self.run_folder(trial)):
             if time.monotonic() > deadline:
                 raise RunFolderError(
                     f"{self.run_folder(trial)} is still being written by another process: stop it, then --resume"
@@ -248,7 +247,7 @@ class SweepFolder:
 
     def close(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> SweepFolder:
@@ -258,16 +257,13 @@ class SweepFolder:
         self.close()
 
     def _take_lock(self) -> None:
-        descriptor = open_own(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
+            self._lock = FolderLock.take(self.path)
+        except Held as holder:
             raise RunFolderError(
-                f"the sweep {self.path.name!r} ({self.path}) is run by another process: wait for it or stop it, or give "
+                f"the sweep {self.path.name!r} ({self.path}) is run by {holder}: wait for it or stop it, or give "
                 "this one another name with sweep.name=..."
             ) from None
-        self._lock = descriptor
 
 
 def check_trial_name(name: object, place: Path | str) -> None:
@@ -293,17 +289,3 @@ def refuse_taken(config: SweepConfig) -> None:
 def _line(trial: Trial) -> bytes:
     row: dict[str, Any] = {"name": trial.name, "parameters": dict(trial.parameters), "seed": trial.seed}
     return json.dumps(row).encode() + b"\n"
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        descriptor = open_own(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import CheckpointError, ConfigError, RunFolderError
-from rayrlhf.files import append_to, parse_json, read_bytes, read_record, replace_file, typed
+from rayrlhf.files import append_to, parse_json, read_bytes, read_record, replace_file, replace_folder, typed
 from rayrlhf.tune.folder import SweepFolder, check_trial_name
 from rayrlhf.tune.plan import TrialMaker
 from rayrlhf.tune.space import Dimension, Range
@@ -88,8 +87,7 @@ def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[
     _record(
         folder.exploits, {"trial": trial, "from": source.trial, "iteration": source.iterations, "parameters": values}
     )
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(aside, target)
+    replace_folder(aside, target)
 
 
 def last_values(exploits: Path) -> dict[str, Mapping[str, Any]]:

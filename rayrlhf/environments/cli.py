@@ -62,7 +62,7 @@ def show(name: Name, parameters: Parameters = None) -> None:
     given = parsed_parameters(parameters or (), EpisodeError)
     known = constructor_parameters(name)
     say(f"{name} ({plugins.origin('environment', name)})\n")
-    say(inspect.getdoc(plugins.load("environment", name)) or "It has no documentation.")
+    say(inspect.getdoc(plugins.underlying(plugins.load("environment", name))) or "It has no documentation.")
     say(f"\nParameters: {listing(known) or 'none'}")
     lines = [f"name: {json.dumps(name) if ':' in name else name}", *yaml_parameters(known, given)]
     say("\nIn a config:\n  environment:\n    " + "\n    ".join(lines))

@@ -116,9 +116,9 @@ class Stages:
         items = self._sampled(round_)
         wanted = self.loop.comparisons_per_round * (self.loop.rounds if self.loop.labels == "static" else 1)
         began = len(self._rated()) - len(self._rated_of(items))
-        figures: dict[str, float] = {}
+        figures: dict[str, float | None] = {}
         if self.loop.rater is not None:
-            figures = self._simulate(self.loop.rater, items, wanted, round_)
+            figures |= self._simulate(self.loop.rater, items, wanted, round_)
         else:
             self._wait_for_people(items, wanted, round_)
         rated = self._rated_of(items)
@@ -178,16 +178,18 @@ class Stages:
 
     def _by_the_rule(
         self, rater: SimulatedRaterConfig, scorer: RewardScorer, vocabulary: str, played: list[Trajectory]
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """The hidden rule's mean, the base's, and the reward model's accuracy on untied pairs of held-out texts."""
         base = sample_task(self.task, self.task.model, self.loop.evaluation_samples, HELD_OUT_SEED - 1)
-        told: dict[str, float] = {}
+        told: dict[str, float | None] = {}
+        rule_means: dict[str, float] = {}
         for name, trajectories in (("base", base), ("policy", played)):
             items = [self._item(trajectory, self.task.model, None) for trajectory in trajectories]
             rule = rule_scores(items, rater.rule, rater.per_word)
-            told[f"rule_{name}"] = float(rule.mean())
+            rule_means[name] = float(rule.mean())
+            told[f"rule_{name}"] = rule_means[name]
             told[f"accuracy_{name}"], told[f"pairs_{name}"] = accuracy(scorer.score(trajectories, vocabulary), rule)
-        return {**told, "rule_ratio": told["rule_policy"] / told["rule_base"]}
+        return {**told, "rule_ratio": rule_means["policy"] / rule_means["base"] if rule_means["base"] else None}
 
     def _simulate(self, rater: SimulatedRaterConfig, items: list[Item], wanted: int, round_: Round) -> dict[str, float]:
         noise = self._noise(rater)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rayrlhf.errors import PreferenceError
@@ -110,11 +111,13 @@ def item_row(item: Item) -> Row:
 
 
 def item_of(row: Row) -> Item:
+    """Raises PreferenceError for a row that `item_row` never makes."""
     identifier, prompt, text, prompt_ids, text_ids, generator, checkpoint, iteration, seed, extra = row
-    return Item(
-        prompt, text, _tuple(prompt_ids), _tuple(text_ids), generator, checkpoint, iteration,
-        None if seed is None else int(seed), _mapping(extra), identifier,
-    )  # fmt: skip
+    with _damage():
+        return Item(
+            prompt, text, _tuple(prompt_ids), _tuple(text_ids), generator, checkpoint, iteration,
+            None if seed is None else int(seed), _mapping(extra), identifier,
+        )  # fmt: skip
 
 
 def table_of(record: Record) -> str:
@@ -144,6 +147,12 @@ def record_row(record: Record) -> Row:
 
 
 def record_of(table: str, row: Row) -> Record:
+    """Raises PreferenceError for a row that `record_row` never makes."""
+    with _damage():
+        return _record_of(table, row)
+
+
+def _record_of(table: str, row: Row) -> Record:
     if table == "skips":
         identifier, items, rater, created = row
         return Skip(tuple(_stored_json(list[str], items)), rater, created, identifier)
@@ -160,6 +169,16 @@ def record_of(table: str, row: Row) -> Record:
     )  # fmt: skip
 
 
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except (Damage, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise PreferenceError(
+            f"a record of the store is damaged ({error}): put a copy of its file in its place"
+        ) from error
+
+
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -168,13 +187,8 @@ def _json(value: Any) -> bytes | None:
 
 
 def _stored_json(kind: type[T], text: str) -> T:
-    """A column of ours. Raises PreferenceError: whoever wrote the file, it is not what a store holds."""
-    try:
-        return typed_value(kind, json_value(text))
-    except Damage as error:
-        raise PreferenceError(
-            f"a record of the store is damaged ({error}): put a copy of its file in its place"
-        ) from error
+    """A column of ours; whoever wrote the file, it may be another's. Raises Damage."""
+    return typed_value(kind, json_value(text))
 
 
 def _tuple(text: str | None) -> tuple[int, ...] | None:

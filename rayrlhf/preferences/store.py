@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import cast
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import check_plain, sync_folder
+from rayrlhf.files import SHOWN, check_plain, printable, sync_folder
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
 from rayrlhf.preferences.schema import (
     APPLICATION_ID,
@@ -199,6 +199,13 @@ class RatingStore:
         """Raises PreferenceError for a file of another program or of a later version; migrates one of an earlier."""
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise PreferenceError(f"{self.path} is no rating store: move it away, or name another folder")
+        made = self._connection.execute(
+            "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+        ).fetchone()
+        if made is not None:  # a view or a trigger runs what somebody wrote: without end, if they like
+            raise PreferenceError(
+                f"{self.path} is no rating store: it holds {printable(made[0])[:SHOWN]}, which runs by itself"
+            )
         version = version_of(self._connection)
         if version > len(MIGRATIONS):
             raise PreferenceError(
@@ -247,6 +254,10 @@ class RatingStore:
             raise PreferenceError(
                 f"{self.path} is no rating store, or is damaged ({error}): put a copy in its place, or save what can be "
                 "read with `sqlite3 FILE .recover`"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise PreferenceError(
+                f"{self.path} is damaged (a text of it is not UTF-8): put a copy in its place"
             ) from error
         except OSError as error:
             raise PreferenceError(f"{self.path} cannot be made: {error.strerror}") from error

@@ -1,66 +1,65 @@
-"""Memory that runs out, as Ray's own monitor sees it: each kind of worker that it ends is named, with what to lower."""
+"""The processes of a long text job grow no further once they have seen their batches."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 
-# The monitor ends workers where more than 1 % of the machine's memory is in use, which it always is.
-SETTINGS = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100", "RAY_ADDRESS": ""}
-PROGRAM = """
-import sys
-from pathlib import Path
+from rayrlhf.trainer import Observer, train
+from tests.faults import job
 
-from rayrlhf.cluster import ray_cluster
-from rayrlhf.config import RewardPart
-from rayrlhf.errors import UserError
-from rayrlhf.learner_group import LearnerGroup
-from rayrlhf.losses import Objective, PolicyGradientLoss
-from rayrlhf.reward_actors import ActorReward
-from rayrlhf.run_parts import learner_settings
-from tests.faults.job import small_config
-from tests.test_worker import make_pool
-
-model = Path(sys.argv[1])
-config = small_config(model, model, "memory")
+EPISODES, MIDDLE = 20_000, 10_000
+GROWTH = 1_000_000  # bytes a process
 
 
-def learner():
-    group = LearnerGroup(learner_settings(config, config.model, Objective(PolicyGradientLoss(None)), "cpu"))
-    group.start()
+class Memory(Observer):
+    """Bytes of their own that each process of the run holds, an iteration at a time."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, int]] = []
+
+    def iteration_done(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        driver = psutil.Process()
+        self.seen.append({})
+        for process in [driver, *driver.children(recursive=True)]:
+            try:
+                name = "driver" if process.pid == os.getpid() else process.cmdline()[0]
+                if name == "driver" or name.startswith(("ray::RolloutActor", "ray::LearnerRank")):
+                    self.seen[-1][f"{name} {process.pid}"] = own_bytes(process.pid)
+            except (psutil.Error, OSError, IndexError):
+                continue
 
 
-with ray_cluster(8):
-    for start in (
-        learner,
-        lambda: make_pool(model).ready(),
-        lambda: ActorReward(RewardPart(name="alliteration", actors=1), "alliteration", 60.0).ready(),
-    ):
-        try:
-            start()
-        except UserError as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
-"""
+def own_bytes(process: int) -> int:
+    """Resident memory that no file and no other process shares."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 @pytest.mark.faults
-def test_a_worker_that_rays_monitor_ends_is_named_with_what_to_lower(tiny_model: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tiny_model)],
-        env={**os.environ, **SETTINGS}, capture_output=True, text=True, timeout=600,
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.timeout(1800)
+def test_no_process_grows_from_the_middle_of_a_long_text_job_on(
+    tiny_model: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Of 20,000 episodes, from the 10,000th on: at most 1 MB a process, as the median over 20 iterations at each end."""
+    memory = Memory()
+    rollout = {"workers": 2, "groups_per_iteration": 4, "group_size": 10, "groups_per_batch": 2, "max_new_tokens": 24}
+    train(
+        job.small_config(
+            tiny_model, tmp_path, "job", iterations=EPISODES // 40, baseline_episodes=0, rollout=rollout,
+            checkpoint={"every": EPISODES},
+        ),
+        observer=memory,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    learner, rollout, reward = done.stdout.splitlines()
-    for said, kind, setting in (
-        (learner, "LearnerError: the learner did not start", "learner.tokens_per_micro_batch"),
-        (rollout, "RolloutError: a rollout worker did not start", "rollout.workers"),
-        (reward, "RewardError: reward `alliteration`: an actor did not start", "`actors`"),
-    ):
-        assert said.startswith(kind)
-        assert "Ray's memory monitor ended its process" in said
-        assert "lower" in said
-        assert setting in said
+    half = MIDDLE // 40
+    grown = {}
+    for name in memory.seen[-1].keys() & memory.seen[half].keys():
+        values = [seen[name] for seen in memory.seen if name in seen]
+        grown[name] = sorted(values[-20:])[10] - sorted(values[half - 10 : half + 10])[10]
+    assert len(grown) == 4, grown
+    assert all(growth <= GROWTH for growth in grown.values()), grown
