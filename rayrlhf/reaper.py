@@ -106,7 +106,12 @@ def _is_alive(process: psutil.Process) -> bool:
 def _watch(mark: str) -> None:
     """Remembers who carries the mark until standard input ends, then ends them: a title may hide a mark altogether."""
     over, since, seen = threading.Event(), time.monotonic(), set[psutil.Process]()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+
+    def wait() -> None:
+        sys.stdin.read()
+        over.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     while not over.wait(0.2 if time.monotonic() - since < START_UP_S else 5.0):
         seen = {process for process in {*seen, *marked(mark)} if _is_alive(process)}
     end_marked(mark, seen)
