@@ -314,7 +314,7 @@ def ray_cluster(deadline_s: float = PROBE_DEADLINE_S) -> Check:
     """Starts a local cluster with one CPU, runs a task and stops it."""
     remedy = (
         "see the message and /tmp/ray/session_latest/logs; often: ports blocked on this machine (firewall, VPN), "
-        "RAY_TMPDIR too long a path, /tmp not writable or full, or too many processes (`ulimit -u`)"
+        "no folder for RAY_TMPDIR that can be written, a full disk, or too many processes (`ulimit -u`)"
     )
     return _probe("ray", "Ray", deadline_s, remedy)
 

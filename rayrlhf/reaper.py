@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import psutil
 
 MARK = "RAYRLHF_RUN"
 GRACE_S = 2.0  # what a run's processes get to end by themselves
+START_UP_S = 60.0  # while Ray's daemons start, who carries the mark is looked for often
 ROUNDS = 5  # a process that is being ended may start one more
 
 _marked: str | None = None  # by this process
@@ -53,12 +58,13 @@ def reaped() -> Iterator[None]:
         reaper.wait()
 
 
-def end_marked(mark: str, grace_s: float = GRACE_S) -> list[int]:
-    """Kills the processes of a mark that are there after `grace_s`; returns their pids."""
-    psutil.wait_procs(marked(mark), timeout=grace_s)
+def end_marked(mark: str, seen: Iterable[psutil.Process] = (), grace_s: float = GRACE_S) -> list[int]:
+    """Kills the processes of a mark, and those `seen` with it, that are there after `grace_s`; returns their pids."""
+    known = list(seen)
+    psutil.wait_procs(_left(mark, known), timeout=grace_s)
     ended: list[int] = []
     for _ in range(ROUNDS):
-        left = marked(mark)
+        left = _left(mark, known)
         if not left:
             break
         for process in left:
@@ -70,17 +76,46 @@ def end_marked(mark: str, grace_s: float = GRACE_S) -> list[int]:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """The living processes that carry a mark."""
-    return [process for process in psutil.process_iter() if _carries(process, mark)]
+    """The processes that carry a mark, as far as they still show it."""
+    shown = re.compile(rf"{MARK}=(?:[^\0]*,)?{mark}(?:[,\0]|$)".encode())
+    return [process for process in psutil.process_iter() if shown.search(_environment(process))]
 
 
-def _carries(process: psutil.Process, mark: str) -> bool:
+def _left(mark: str, known: Iterable[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in {*marked(mark), *known} if _is_alive(process)]
+
+
+def _environment(process: psutil.Process) -> bytes:
+    """The environment that a process was started with. One that gives itself a title, as Ray's do, writes it over the
+    first part: what is left of it can be searched, but not read as names and values."""
     try:
-        return mark in process.environ().get(MARK, "").split(",") and process.status() != psutil.STATUS_ZOMBIE
+        if sys.platform == "linux":
+            return Path(f"/proc/{process.pid}/environ").read_bytes()
+        return f"{MARK}={process.environ().get(MARK, '')}".encode()
     except (psutil.Error, OSError):  # gone, or somebody else's
+        return b""
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
+def _watch(mark: str) -> None:
+    """Remembers who carries the mark until standard input ends, then ends them: a title may hide a mark altogether."""
+    over, since, seen = threading.Event(), time.monotonic(), set[psutil.Process]()
+
+    def wait() -> None:
+        sys.stdin.read()
+        over.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    while not over.wait(0.2 if time.monotonic() - since < START_UP_S else 5.0):
+        seen = {process for process in {*seen, *marked(mark)} if _is_alive(process)}
+    end_marked(mark, seen)
+
+
 if __name__ == "__main__":
-    sys.stdin.read()
-    end_marked(sys.argv[1])
+    _watch(sys.argv[1])

@@ -330,6 +330,21 @@ def test_a_run_within_another_belongs_to_both() -> None:
     within.wait()
 
 
+def test_a_process_that_has_written_a_title_over_its_environment_is_known() -> None:
+    """As Ray's agents do: nothing that reads names and values finds the mark there."""
+    mark = uuid.uuid4().hex
+    titled = "from ray._raylet import setproctitle; setproctitle('ray::Agent'); print(flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{titled}; import time; time.sleep(600)", "x" * 300],
+        env={**os.environ, MARK: mark}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert MARK not in psutil.Process(process.pid).environ()
+    assert end_marked(mark, grace_s=0.1) == [process.pid]
+    process.wait()
+
+
 RUNS_ON = """
 import os, subprocess, sys, time
 from rayrlhf.reaper import MARK, reaped
@@ -343,7 +358,8 @@ with reaped():
 
 def test_what_a_killed_driver_has_started_ends_with_it_wherever_it_went() -> None:
     """SIGKILL, which nobody can act on; a grandchild in a session of its own, whose parent is gone."""
-    bystander = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: "another run"})
+    another = uuid.uuid4().hex
+    bystander = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: another})
     driver = subprocess.Popen([sys.executable, "-c", RUNS_ON], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     orphan, mark = psutil.Process(int(driver.stdout.readline())), driver.stdout.readline().strip()
@@ -352,7 +368,7 @@ def test_what_a_killed_driver_has_started_ends_with_it_wherever_it_went() -> Non
     _, alive = psutil.wait_procs([orphan], timeout=15)
     assert not alive
     assert bystander.poll() is None
-    assert end_marked("another run", grace_s=0.1) == [bystander.pid]
+    assert end_marked(another, grace_s=0.1) == [bystander.pid]
     bystander.wait()
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,8 @@ def family_of(process: subprocess.Popen[str], token: str) -> list[psutil.Process
     found = []
     for one in psutil.process_iter():
         try:
-            if one.environ().get("STARTED_BY_THE_TEST") == token and one.status() != psutil.STATUS_ZOMBIE:
+            marked = token.encode() in Path(f"/proc/{one.pid}/environ").read_bytes()  # titles hide the first part
+            if marked and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one)
         except (psutil.Error, OSError):
             continue
@@ -47,17 +49,17 @@ def gone_in_time(process: subprocess.Popen[str], token: str) -> list[list[str]]:
 
 
 def started(tiny_model: Path, folder: Path, name: str) -> tuple[subprocess.Popen[str], str]:
-    token = f"{os.getpid()}-{name}"
+    token = f"started-by-{os.getpid()}-{name}-{uuid.uuid4().hex}"
     environment = {key: value for key, value in os.environ.items() if key != MARK}
     config = small_config(tiny_model, folder / "runs", name, iterations=500)
     process = start(config, folder, env={**environment, "STARTED_BY_THE_TEST": token})
     return process, token
 
 
-@pytest.mark.parametrize("daemon", ["gcs_server", "raylet", "dashboard/agent.py"])
+@pytest.mark.parametrize("daemon", ["gcs_server", "raylet", "DashboardAgent"])
 def test_a_signal_while_ray_starts_leaves_no_process(tiny_model: Path, tmp_path: Path, daemon: str) -> None:
     """As soon as each of Ray's daemons is there; the agents are what outlives a driver otherwise."""
-    number = {"gcs_server": signal.SIGTERM, "raylet": signal.SIGHUP, "dashboard/agent.py": signal.SIGKILL}[daemon]
+    number = {"gcs_server": signal.SIGTERM, "raylet": signal.SIGHUP, "DashboardAgent": signal.SIGKILL}[daemon]
     process, token = started(tiny_model, tmp_path, "starting")
     deadline = time.monotonic() + 300
     while not any(daemon in " ".join(line(one)) for one in family_of(process, token)):
