@@ -15,7 +15,7 @@ ARGS ?=
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-faults bench check format clean
+.PHONY: help setup train test test-slow test-faults mutations bench check format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
@@ -34,6 +34,9 @@ test-slow: setup  ## the tests that take minutes each
 
 test-faults: setup  ## kills, full disks, lost objects and other faults, put into real runs: docs/faults.md
 	@"$(VENV)/bin/python" -m pytest -m faults $(or $(TESTS),tests/faults) $(ARGS)
+
+mutations: setup  ## wrong lines, one at a time in a copy of the code: each is to fail a test; ARGS="whitened KL" for some
+	@"$(VENV)/bin/python" -m tests.mutations $(ARGS)
 
 bench:  ## the benchmarks, one after the other, in an environment of their own
 	@python=$$(sh .ci/find_python.sh) && exec "$$python" .ci/environment.py "$(VENV).bench" dev,bench

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 import warnings
+from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
-from rayrlhf.errors import UserError
+from rayrlhf.errors import StorageError, UserError
+from rayrlhf.interrupts import ended_as_by_ctrl_c
+from rayrlhf.python_path import working_folder_last
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 
 
 def main() -> None:
-    """Exits 0, with a command's own code, 2 for what the user gave, 130 for Ctrl-C; a bug keeps its traceback."""
-    folder = os.getcwd()
-    if folder not in sys.path[:1]:
-        sys.path.insert(0, folder)  # so that `my_rewards:MyReward` loads, whichever way we were started
+    """Exits 0, with a command's own code, 2 for what the user gave, 1 where the disk gave out, 130 for Ctrl-C; a bug keeps
+    its traceback."""
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, and stops nothing
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _told_warning
     try:
+        working_folder_last()  # before much is imported: a file there may have the name of what we need
         from rayrlhf.cli import app
 
-        app(prog_name="rayrlhf")
+        with ended_as_by_ctrl_c():
+            app(prog_name="rayrlhf")
     except UserError as error:
-        from rayrlhf.files import printable
-
-        print(f"error: {printable(str(error))}", file=sys.stderr)  # it may repeat what a stranger wrote
-        sys.exit(2)
+        _end_with(error)
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # one that a person or a file gave: whoever asks for it, it is nowhere
-            raise
-        from rayrlhf.files import printable
+        from rayrlhf.files import fault_of_system
 
-        name = printable(str(error.filename))
-        shown = name if len(name) <= 100 else f"{name[:50]}...{name[-50:]}"
-        print(f"error: {shown}: no file has so long a name ({len(name)} characters)", file=sys.stderr)
-        sys.exit(2)
+        fault = fault_of_system(error)
+        if fault is None:
+            raise
+        _end_with(fault)
     except KeyboardInterrupt:
         _say_interrupted()
         sys.exit(INTERRUPTED)
@@ -44,6 +44,13 @@ def main() -> None:
         if end.code == INTERRUPTED:  # the command line turns Ctrl-C into this code, in silence
             _say_interrupted()
         raise
+
+
+def _end_with(error: UserError) -> NoReturn:
+    from rayrlhf.files import printable
+
+    print(f"error: {printable(str(error))}", file=sys.stderr)  # it may repeat what a stranger wrote
+    sys.exit(1 if isinstance(error, StorageError) else 2)
 
 
 def _told_warning(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 from rayrlhf.detector import Alarm
 from rayrlhf.detector_config import DetectorAction
 from rayrlhf.dumps import KeptBatch, write_dump
-from rayrlhf.files import Count, Number, Whole, replace_file
-from rayrlhf.json_lines import line, open_append, records, rows
+from rayrlhf.files import Count, Number, Whole
+from rayrlhf.json_lines import keep_lines, line, open_append, records
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import Weights
 
@@ -43,7 +42,7 @@ class AlarmLog:
         lines = [line(asdict(record_of(alarm, attempt, place))) for alarm in alarms]
         with open_append(self._folder.alarms) as file:
             file.write(b"".join(lines))
-            os.fsync(file.fileno())
+            file.sync()
 
     def keep(self, alarm: Alarm, batch: KeptBatch, weights: Weights) -> Path:
         """Writes the batch that set off `alarm` into a folder of its own; returns that."""
@@ -59,12 +58,11 @@ class AlarmLog:
     def truncate(self, iteration: int, attempt: int) -> None:
         """Forgets what the run, back at the start of `iteration` in this attempt, is to find again; alarms that led to
         earlier rollbacks stay."""
-        kept = [
-            text
-            for text, row in rows(self._folder.alarms, AlarmRecord)
-            if row.attempt < attempt or (row.attempt == attempt and row.iteration < iteration)
-        ]
-        replace_file(self._folder.alarms, kept)
+
+        def earlier(row: AlarmRecord) -> bool:
+            return row.attempt < attempt or (row.attempt == attempt and row.iteration < iteration)
+
+        keep_lines(self._folder.alarms, AlarmRecord, earlier)
 
 
 def record_of(alarm: Alarm, attempt: int, dump: str | None) -> AlarmRecord:

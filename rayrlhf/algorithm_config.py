@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from rayrlhf.config_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from rayrlhf.config_section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, is_record
 from rayrlhf.kl_config import KLLossConfig, KLPenaltyConfig
 
 LossReduction = Literal["sequence_sum", "sequence_mean", "token_mean", "group_sum"]
@@ -45,9 +45,20 @@ class PolicyGradientConfig(UpdateConfig):
     include_prompt: bool = False
     """Count prompt tokens after the first in the loss and in the KL (SPEC Q-5; only the parity presets do)."""
     importance_cap: PositiveFloat | None = 2.0
-    """Cap of the importance weight pi_learner / pi_sampler of a token (truncated importance sampling); null: no weight."""
+    """Cap of the importance weight pi_learner / pi_sampler of a token (truncated importance sampling); null: no weight.
+    Nothing where clip_range is set, which takes its place: any other cap than this default is refused there."""
     clip_range: PositiveFloat | None = None
     """PPO's clipped ratio around 1 in place of importance_cap, for more epochs or minibatches than one; null: none."""
+
+    @model_validator(mode="after")
+    def _one_limit_of_the_ratio(self, info: ValidationInfo) -> PolicyGradientConfig:
+        default = PolicyGradientConfig.model_fields["importance_cap"].default
+        if self.clip_range is not None and self.importance_cap not in (None, default) and not is_record(info):
+            raise ValueError(
+                f"importance_cap {self.importance_cap:g} does nothing beside clip_range {self.clip_range:g}, which takes "
+                "its place: leave importance_cap out, or set clip_range to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _off_policy_is_clipped(self) -> PolicyGradientConfig:
@@ -210,7 +221,7 @@ class RejectionSamplingConfig(UpdateConfig):
     keep: PositiveInt | None = None
     """How many turns are kept, all where there are fewer; give this or keep_fraction."""
     keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Which part of the turns is kept; with neither given, half."""
+    """Which part of the turns is kept, rounded down to whole ones, at least one; with neither given, half."""
     ties: Literal["random", "all"] = "random"
     """Turns with the score of the last one kept: a random choice of them, or all."""
     dedupe: bool = False

@@ -38,6 +38,18 @@ def policy_loss(
     return (batch.weights * losses).sum(), statistics
 
 
+@torch.no_grad()
+def agreement(logits: Tensor, batch: MicroBatch, temperature: float) -> TokenStatistics:
+    """How far the policy's log-probabilities are from those that were sampled with (SPEC X-5), without the rest of what
+    `policy_loss` says: losses, entropies and clips count 0. logits: [B, C, V] of the batch's columns."""
+    if batch.choices is None:
+        logprobs = selected_logprobs(logits, batch.targets, temperature)
+    else:
+        logprobs, _ = _mixed_distribution(logits, batch.targets, batch.choices, temperature, entropy_gradient=False)
+    none = torch.zeros_like(logprobs)
+    return token_statistics(none, logprobs, batch.behaviour_logprobs, none, none.bool(), none, batch.scored)
+
+
 def value_loss(values: Tensor, batch: MicroBatch, objective: ValueObjective) -> tuple[Tensor, ValueStatistics]:
     """This micro-batch's share of sum value_weights * value loss, a scalar with gradient, and its tokens' statistics;
     values: [B, D] of the batch's value columns."""

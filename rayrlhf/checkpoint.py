@@ -2,6 +2,7 @@
 
     checkpoints/000050/model/               what `from_pretrained` loads; the reference is never in it (SPEC TW-23)
                       /trainer/             the learner's state, kept for the latest few
+                      /value/               a value network, where there is one
                       /trainer_state.json   all else that a resumed run needs
                       /manifest.json        size and sha256 of every file
 
@@ -20,7 +21,7 @@ import re
 import shutil
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from rayrlhf.files import (
     Count,
     exchange,
     parse_json,
+    printable,
     read_bytes,
     read_record,
     replace_file,
     storage_error,
+    storing,
     sync_folder,
     typed,
 )
@@ -43,6 +46,7 @@ MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 MODEL = "model"
 TRAINER = "trainer"
+VALUE = "value"
 
 _WHOLE = re.compile(r"\d{6,}")
 _LEFTOVER = re.compile(r"\.(partial|removed|replaced)-(\d{6,})")
@@ -131,12 +135,21 @@ def verify(path: Path) -> Manifest:
             raise CheckpointError(f"checkpoint {path}: {name} has {found[name]} bytes instead of {size}")
         if _sha256(path / name) != digest:
             raise CheckpointError(f"checkpoint {path}: {name} is damaged (its sha256 differs)")
-    # An unlisted file would be loaded with the rest of its folder. A trainer state on its way out is not loaded.
-    loaded = (f"{MODEL}/", f"{TRAINER}/") if manifest.resumable else (f"{MODEL}/",)
-    for name in sorted(found.keys() - manifest.files.keys()):
-        if name.startswith(loaded):
-            raise CheckpointError(f"checkpoint {path}: {name} was added after it was written; remove it")
+    _refuse_added(path, manifest, found.keys() - manifest.files.keys())
     return manifest
+
+
+def _refuse_added(path: Path, manifest: Manifest, added: Iterable[str]) -> None:
+    """Raises CheckpointError for a file that would be loaded with the rest of its folder; any other is never read.
+
+    A trainer state on its way out is not loaded.
+    """
+    for name in sorted(added):
+        folder = name.partition("/")[0]
+        if folder in (MODEL, VALUE) or (folder == TRAINER and manifest.resumable):
+            raise CheckpointError(f"checkpoint {path}: {printable(name)} was added after it was written; remove it")
+        if folder != TRAINER:
+            warnings.warn(f"checkpoint {path}: {printable(name)} is none of its files and is not read", stacklevel=3)
 
 
 def whole_checkpoints(folder: Path) -> list[int]:
@@ -179,7 +192,8 @@ class CheckpointStore:
         self._keep_trainer_state = keep_trainer_state
         self._keep_back = keep_back
         self._damaged: set[int] = set()  # found so by `latest`: left in place, not counted
-        folder.mkdir(parents=True, exist_ok=True)
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._clear_leftovers()
 
     def begin(self, iteration: int) -> Path:
@@ -187,8 +201,13 @@ class CheckpointStore:
         partial = self.folder / f".partial-{iteration:06d}"
         if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir()
+        with storing(partial):
+            partial.mkdir()
         return partial
+
+    def abandon(self, partial: Path) -> None:
+        """Removes what `begin` made and could not be finished, so that it takes no room."""
+        shutil.rmtree(partial, ignore_errors=True)
 
     def commit(self, partial: Path, iteration: int, state: Mapping[str, Any]) -> None:
         """Makes what was written into `partial` the checkpoint of `iteration`, on the disk, then prunes older ones.
@@ -253,7 +272,13 @@ class CheckpointStore:
         return None
 
     def discard_after(self, iteration: int) -> None:
-        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones."""
+        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones.
+
+        The one that is gone back to is read first: CheckpointError where it is damaged, and then nothing is removed.
+        """
+        kept = self.resumable_at_most(iteration)
+        if kept is not None:
+            verify(self._path(kept))
         for found in reversed(whole_checkpoints(self.folder)):
             if found > iteration:
                 self._remove(found)

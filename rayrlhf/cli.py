@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import UserError
+from rayrlhf.ray_address import check_address, given_address
 from rayrlhf.terminal_output import plain_console, say
 from rayrlhf.trust_option import TrustOption
 
@@ -49,6 +50,7 @@ def train(
         say(dump_config(config), end="")
         return
     require_own_config(file, code_of_run(config), words, Trust.of(trust))
+    check_address(given_address())  # before what takes long to import
     from rayrlhf import trainer
 
     trainer.train(config, resume=resume)
@@ -83,6 +85,8 @@ def sweep(
         print_trials(request)
         return
     from rayrlhf.trust import Trust
+
+    check_address(given_address())
     from rayrlhf.tune.sweep import run_sweep
     from rayrlhf.tune.sweep_code import require_own_sweep
 
@@ -249,7 +253,7 @@ def imitate(
     from rayrlhf.imitation import imitate as train_on_solutions
 
     config = load_config(source, overrides or [])
-    say(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step)))
+    say(str(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step))))
 
 
 @app.command()

@@ -31,6 +31,8 @@ class ScratchConfig(Section):
 class ModelConfig(Section):
     path: str = "tiny-stories"
     """What the policy starts from and the reference stays: `tiny-stories` (shipped), a local folder, or a hub name."""
+    context: PositiveInt | None = None
+    """Most tokens, prompt and response together; null: what the model's config names, 2048 where it names no limit."""
     scratch: ScratchConfig | None = None
     """Start from random weights instead of `path`: the model is made in the run's folder, from the run's seed."""
     trust_remote_code: bool = False
@@ -184,15 +186,25 @@ class LearnerConfig(Section):
     tokens_per_micro_batch: PositiveInt = 4096
     """Most tokens, padding included, in one forward and backward pass of one rank."""
     max_logprob_gap: PositiveFloat = 1e-4
-    """fp32: the run stops where learner and sampler disagree by more nats than this on any token (SPEC X-5)."""
+    """fp32: the run stops where learner and sampler disagree by more nats than this on any token (SPEC X-5). It holds for
+    the logits: at a temperature below 1, which divides them, so many times more is allowed as it multiplies them."""
     max_mean_logprob_gap_bf16: PositiveFloat = 0.02
-    """bf16: the run stops where they disagree by more than this on the mean token."""
+    """bf16: the run stops where they disagree by more than this on the mean token, at temperature 1 or above."""
     timeout_s: PositiveFloat = 600.0
     """How long one update, save or load may take before the ranks are killed and rebuilt."""
     max_rebuilds: NonNegativeInt = 3
     """How often the ranks are rebuilt from the last checkpoint before the run stops."""
     cpus_per_rank: PositiveFloat = 1.0
     gpus_per_rank: NonNegativeFloat = 0.0
+
+    def logprob_gap_limit(self, bf16: bool, temperature: float) -> float:
+        """The disagreement in nats that stops the run, on the worst token in fp32 and on the mean one in bf16.
+
+        Rounding is that of the logits, and a log-probability has logits / temperature. Above 1 the limit stays: what the
+        normaliser over the vocabulary adds is not divided.
+        """
+        limit = self.max_mean_logprob_gap_bf16 if bf16 else self.max_logprob_gap
+        return limit / min(temperature, 1.0)
 
 
 class EvaluationConfig(Section):
@@ -224,6 +236,12 @@ class RunConfig(Section):
     """Everything random in the run follows from it."""
     iterations: PositiveInt = 120
     """Collect, score, update, publish: so many times."""
+    schedule: Literal["keep", "stretch"] | None = None
+    """Where `--resume` gives a run other `iterations`: what becomes of learning rates that decay and of KL schedules that
+    are spread over it. `keep`: they stay as they were, and where they end; `stretch`: they are spread over the new length,
+    and jump; null: such a run is refused."""
+    schedule_iterations: PositiveInt | None = None
+    """Iterations that they are spread over; null: `iterations`. A resumed run goes on with what it had."""
     baseline_episodes: NonNegativeInt = 200
     """Episodes of the untrained model, played before the first iteration: what reward and diversity are held against."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -243,6 +261,11 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     detector: DetectorConfig = DetectorConfig()
+
+    @property
+    def schedule_length(self) -> int:
+        """Iterations that learning-rate decay and KL schedules are spread over."""
+        return self.schedule_iterations or self.iterations
 
     @model_validator(mode="before")
     @classmethod

@@ -85,13 +85,14 @@ class ScoreSaturationRuleConfig(RuleConfig):
     floor: Share = 0.05
     """Fires where the scores' standard deviation within an iteration is under this share of the first iteration's,"""
     window: PositiveInt = 3
-    """so many iterations in a row. Healthy: 0.63 of it; the sick end at 0."""
+    """so many iterations in a row; in the first at once where all of its scores are equal. Healthy: 0.63 of it; the sick
+    end at 0."""
 
 
 class ZeroVarianceRuleConfig(RuleConfig):
     limit: Share = 0.9
-    """Fires where this share of groups has equal rewards, so that they teach nothing, mean of `window` iterations.
-    Healthy: 0; in games that are being learnt up to 0.7."""
+    """Fires where this share of groups has equal scores, so that they teach nothing, mean of `window` iterations, of texts
+    from the first one on. Healthy: 0; in games that are being learnt up to 0.7."""
     window: PositiveInt = 3
 
 
@@ -107,7 +108,7 @@ class RatioRuleConfig(RuleConfig):
 class LogprobGapRuleConfig(RuleConfig):
     share: Share = 0.5
     """Fires where learner and sampler disagree by more than this share of what stops the run (`learner.max_logprob_gap`,
-    in bf16 `learner.max_mean_logprob_gap_bf16`). Healthy: 0.30."""
+    in bf16 `learner.max_mean_logprob_gap_bf16`, at the run's temperature). Healthy: 0.30."""
 
 
 class DetectorConfig(Section):

@@ -142,22 +142,29 @@ def empty_answers(rule: EmptyAnswersRuleConfig, history: History) -> Reading | N
 
 
 def score_saturation(rule: ScoreSaturationRuleConfig, history: History) -> Reading | None:
-    """The largest of the last standard deviations of the score, as a share of the first iteration's."""
-    values, start = history.last("objective/score_std", rule.window), history.start.get("objective/score_std", 0.0)
-    if history.game or values is None or start <= 0:
+    """The largest of the last standard deviations of the score, as a share of the first iteration's; where that is 0
+    already, so is the share as long as nothing varies: such a run is told at once."""
+    start = history.start.get("objective/score_std")
+    values = history.last("objective/score_std", rule.window if start else min(rule.window, len(history.recent)))
+    if history.game or values is None or start is None:
         return None
+    if not start:
+        message = "all episodes score alike, from the first iteration on: is it the reward that was meant?"
+        return Reading(max(values) == 0, float(max(values) > 0), rule.floor, message)
     share = max(values) / start
     message = f"all episodes score alike: their standard deviation is {share:.1%} of the first iteration's {start:.3g}"
     return Reading(share < rule.floor, share, rule.floor, message)
 
 
 def zero_variance_groups(rule: ZeroVarianceRuleConfig, history: History) -> Reading | None:
-    """Mean share of groups whose rewards are equal. Of games that are mostly won nothing is left to learn."""
-    values = history.last("objective/zero_variance_groups", rule.window)
+    """Mean share of groups whose scores are equal, of as many iterations as there are at first. Of games that are mostly
+    won nothing is left to learn; games that nobody wins at first have the rule's whole window."""
+    window = rule.window if history.game else min(rule.window, len(history.recent))
+    values = history.last("objective/zero_variance_groups", window)
     if values is None or history.recent[-1].get(WON, 0.0) > 0.5:
         return None
     share = sum(values) / len(values)
-    message = f"in {share:.0%} of the groups all rewards are equal: they teach nothing"
+    message = f"in {share:.0%} of the groups all scores are equal: they teach nothing"
     return Reading(share > rule.limit, share, rule.limit, message)
 
 

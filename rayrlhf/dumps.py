@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import Count, Whole, read_record, sync_folder
+from rayrlhf.files import Count, Whole, check_plain, read_record, replace_folder, saving, storing, sync_folder
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory, Turn, Weights
 
 BATCH, CONFIG, EPISODES, WEIGHTS = "batch.json", "config.yaml", "episodes.safetensors", "weights.safetensors"
@@ -62,7 +62,19 @@ def write_dump(folder: Path, batch: KeptBatch, weights: Weights, message: str, c
     aside = folder.with_name(f".{folder.name}.new")
     if aside.exists():
         shutil.rmtree(aside)
-    aside.mkdir(parents=True)
+    with storing(aside):
+        aside.mkdir(parents=True)
+    try:
+        with saving(aside):
+            _write_parts(aside, batch, weights, message, config)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    replace_folder(aside, folder)
+
+
+def _write_parts(aside: Path, batch: KeptBatch, weights: Weights, message: str, config: Path) -> None:
+    """The files of a dump, onto the disk."""
     shutil.copyfile(config, aside / CONFIG)
     save_file(episode_arrays(batch.trajectories), aside / EPISODES)
     save_file({name: np.ascontiguousarray(array) for name, array in weights.arrays.items()}, aside / WEIGHTS)
@@ -81,14 +93,12 @@ def write_dump(folder: Path, batch: KeptBatch, weights: Weights, message: str, c
         with open(file, "rb") as written:
             os.fsync(written.fileno())
     sync_folder(aside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.rename(aside, folder)
-    sync_folder(folder.parent)
 
 
 def read_dump(folder: Path) -> Dump:
-    """Reads what `write_dump` wrote. Raises CheckpointError where that is missing, damaged or another version's."""
+    """Reads what `write_dump` wrote. Raises CheckpointError where that is missing, damaged or another version's,
+    RunFolderError where it holds links."""
+    check_plain(folder)
     for name in (BATCH, EPISODES, WEIGHTS):
         if not os.path.isfile(folder / name):
             raise CheckpointError(f"{folder} is no kept batch of a run: {name} is missing")

@@ -41,7 +41,7 @@ from rayrlhf.evaluation_results import (
 from rayrlhf.interfaces import Actor, Environments, Prompter
 from rayrlhf.intervals import mean
 from rayrlhf.player import Player
-from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
+from rayrlhf.policy import check_policy, context_length, load_policy, load_tokenizer
 from rayrlhf.report import write_report
 from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
@@ -195,7 +195,7 @@ def load_player(subject: Subject) -> tuple[nn.Module, Player]:
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     tokenizer = load_tokenizer(subject.model)
     policy = load_policy(subject.model, device=device)
-    check_vocabulary(subject.model, policy, tokenizer)
+    check_policy(subject.model, policy, tokenizer)
     player = Player(
         policy=policy,
         tokenizer=tokenizer,

@@ -18,6 +18,7 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -125,7 +126,7 @@ def json_value(text: str | bytes, finite: bool = True) -> Any:
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise Damage(f"not UTF-8 text (byte {text[error.start]:#04x})") from error  # type: ignore[str-bytes-safe]
+            raise Damage(f"not UTF-8 text (byte {text[error.start]:#04x})") from error
     if too_deep(text) is not None:
         raise Damage(f"nested more than {MAX_DEPTH} levels deep")
     try:
@@ -155,7 +156,7 @@ def typed_value(kind: type[T], value: Any) -> T:
     Raises Damage, naming the first field that is not as it should be.
     """
     try:
-        return _adapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         raise Damage(first_fault(error)) from error
     except OverflowError as error:
@@ -266,17 +267,57 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def check_plain(folder: Path, names: Iterable[str] = (".",), not_folders: Iterable[str] = ()) -> None:
+    """Looks through a folder that somebody may have prepared, before anything in it is read or written.
+
+    names: what in it is looked through, with all below; a name may be missing. not_folders: names that are files. The
+    folder itself may be a link.
+
+    Raises:
+        RunFolderError: something in it is a link, which could lead anywhere, or neither a file nor a folder: a pipe
+            would be waited for without end.
+    """
+    for name in names:
+        if name != ".":
+            _check_entry(folder / name)
+        for place, folders, files in os.walk(folder / name):
+            for entry in (*folders, *files):
+                _check_entry(Path(place, entry))
+    for name in not_folders:
+        if (folder / name).is_dir():
+            raise RunFolderError(f"{folder / name} is a folder where a file belongs: remove it")
+
+
+def _check_entry(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # gone since it was listed
+        return
+    if stat.S_ISLNK(mode):
+        raise RunFolderError(
+            f"{path} is a link: in a folder like this none is followed; put what it leads to in its place"
+        )
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise RunFolderError(f"{path} is neither a file nor a folder: remove it")
+
+
 def open_own(path: Path, flags: int, mode: int = 0o644) -> int:
     """`os.open` of a file that is ours to write: a link that somebody put in its place is refused, never followed.
 
-    Raises RunFolderError where `path` is a symbolic link.
+    Raises RunFolderError where `path` is a symbolic link, or no file at all.
     """
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:  # O_NONBLOCK is for pipes alone: nobody reads them
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise RunFolderError(f"{path} is a link: nothing is written through it; remove it") from error
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise RunFolderError(f"{path} is no file, so nothing can be written to it; remove it") from error
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RunFolderError(f"{path} is no file, so nothing can be written to it; remove it")
+    return descriptor
 
 
 _GIVEN_OUT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
@@ -292,6 +333,17 @@ def storing(path: Path) -> Iterator[None]:
         if error.errno not in _GIVEN_OUT:
             raise
         raise storage_error(path, error) from error
+
+
+def fault_of_system(error: OSError) -> UserError | None:
+    """The fault for people where nobody closer to the file has named it: a full disk, or a name that no file can have."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return storage_error(Path(error.filename or "a file"), error)
+    if error.errno == errno.ENAMETOOLONG:  # a person or a file gave it: whoever asks for it, it is nowhere
+        name = str(error.filename)
+        shown = name if len(name) <= 100 else f"{name[:50]}...{name[-50:]}"
+        return UserError(f"{shown}: no file has so long a name ({len(name)} characters)")
+    return None
 
 
 def storage_error(path: Path, reason: OSError | str) -> StorageError:
@@ -313,6 +365,23 @@ def _room(path: Path) -> str:
     except OSError:
         return ""
     return f" ({usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB are free on the disk of {there})"
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """As `storing`, around libraries that write into `folder` and have errors of their own for a disk that is full:
+    PyTorch's RuntimeError, safetensors' SafetensorError. The file that was written last is named."""
+    try:
+        with storing(folder):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_full(folder):
+            raise
+        files = [entry for entry in folder.rglob("*") if entry.is_file()]
+        last = max(files, key=lambda entry: entry.stat().st_mtime_ns, default=folder)
+        raise storage_error(last, os.strerror(errno.ENOSPC)) from error
 
 
 def is_full(folder: Path, size: int = 1 << 16) -> bool:
@@ -388,5 +457,52 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)  # half of it is of no use, and takes room
             raise
-        os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except IsADirectoryError as error:
+            aside.unlink()
+            raise RunFolderError(f"{path} is a folder where a file is to be written: remove it") from error
         sync_folder(path.parent)
+
+
+class LineWriter:
+    """Appends to a file of ours, unbuffered: what one call writes is there for every reader at once, or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StorageError where the disk gives out, RunFolderError where a link stands in the place of the file."""
+        self._path = path
+        with storing(path):
+            self._file = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def write(self, lines: bytes) -> None:
+        """Raises StorageError where the disk takes only a part of it, which is taken away again."""
+        end, rest = os.fstat(self._file).st_size, memoryview(lines)
+        with storing(self._path):
+            try:
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError:
+                if os.fstat(self._file).st_size == end + len(lines) - len(rest):  # nobody else wrote meanwhile
+                    os.ftruncate(self._file, end)
+                raise
+
+    def sync(self) -> None:
+        """Onto the disk."""
+        with storing(self._path):
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> LineWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def append_to(path: Path) -> LineWriter:
+    """A file of ours, opened for writing at its end."""
+    return LineWriter(path)

@@ -1,6 +1,7 @@
 """Records of one JSON object a line, each with its `iteration`: written in ASCII, a line a write, read as they grow.
 
-A killed process may leave its last line torn: readers pass over it, and the next writer removes it.
+A killed process may leave its last line torn: readers pass over it, and the next writer cuts it off, keeps a copy in
+`NAME.torn` beside the record, and says so.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import Damage, json_value, typed_value
+from rayrlhf.files import Damage, LineWriter, append_to, json_value, replace_file, storing, typed_value
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -42,13 +43,7 @@ def rows(path: Path, kind: type[T] = Row) -> Iterator[tuple[bytes, T]]:  # type:
         except Damage as error:
             torn = _damaged(path, number, error)  # a fault only if another line follows
             continue
-        try:
-            said = typed_value(kind, row)
-        except Damage as error:
-            raise RunFolderError(
-                f"{path}:{number} is damaged or of another version of RayRLHF ({error}): mend it from a copy"
-            ) from error
-        yield text, said
+        yield text, _typed(path, number, kind, row)
     if torn is not None:
         warnings.warn(f"{path}: its last line is torn and passed over", stacklevel=2)
 
@@ -77,6 +72,15 @@ def _object(text: bytes) -> dict[str, Any]:
     return row
 
 
+def _typed(path: Path, number: int, kind: type[T], row: Row) -> T:
+    try:
+        return typed_value(kind, row)
+    except Damage as error:
+        raise RunFolderError(
+            f"{path}:{number} is damaged or of another version of RayRLHF ({error}): mend it from a copy"
+        ) from error
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         with open(path, "rb") as file:
@@ -89,17 +93,50 @@ def _damaged(path: Path, number: int, error: Damage) -> RunFolderError:
     return RunFolderError(f"{path}:{number} is damaged ({error}): remove that line, or mend it from a copy")
 
 
-def open_append(path: Path) -> IO[bytes]:
-    """Opens a record for appending, without what a killed process left torn at its end.
-
-    Unbuffered: a line is one write, there for every reader at once.
-    """
-    with open(path, "ab+") as file:
-        file.seek(0)
-        start = end = 0
-        last = b""
-        for last in file:
-            start, end = end, end + len(last)
+def open_append(path: Path) -> LineWriter:
+    """Opens a record for appending, without what a killed process left torn at its end: a copy of that stays beside."""
+    if os.path.exists(path):
+        end, last = 0, b""
+        for last in _lines(path):
+            end += len(last)
         if last and parse(last) is None:
-            file.truncate(start)
-    return open(path, "ab", buffering=0)
+            _set_aside(path, [last])
+            with storing(path):
+                os.truncate(path, end - len(last))
+    return append_to(path)
+
+
+def keep_lines(path: Path, kind: type[T], wanted: Callable[[T], bool]) -> None:
+    """Takes the lines out of a record that are not wanted, at once. kind: what a line is.
+
+    Torn lines behind the last one wanted go with the others, and a copy of them stays beside. Raises RunFolderError for
+    one before that, and for a line that is not of that kind.
+    """
+    kept: list[bytes] = []
+    torn: list[tuple[RunFolderError, bytes]] = []
+    for number, text in enumerate(_lines(path) if os.path.exists(path) else (), start=1):
+        try:
+            row = _object(text)
+        except Damage as error:
+            torn.append((_damaged(path, number, error), text))
+            continue
+        if wanted(_typed(path, number, kind, row)):
+            if torn:
+                raise torn[0][0]
+            kept.append(text)
+    if torn:
+        _set_aside(path, [text for _, text in torn])
+    replace_file(path, kept)
+
+
+def _set_aside(path: Path, lines: Sequence[bytes]) -> None:
+    """Keeps a copy of torn lines, which are about to be cut off, and says so."""
+    copy = path.with_name(f"{path.name}.torn")
+    with append_to(copy) as file:
+        file.write(b"".join(text.removesuffix(b"\n") + b"\n" for text in lines))
+    what = "its last line was" if len(lines) == 1 else f"{len(lines)} lines at its end were"
+    warnings.warn(
+        f"{path}: {what} cut short (a process was killed, or the disk was full, while it was written) and is taken "
+        f"away; a copy is in {copy.name}",
+        stacklevel=3,
+    )

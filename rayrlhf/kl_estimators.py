@@ -185,4 +185,4 @@ def _kl_at_once(logprobs: Tensor, reference: Tensor, estimator: VocabularyEstima
 def _pieces(rows: Tensor, *others: Tensor) -> zip[tuple[Tensor, ...]]:
     """All tensors [N, ...] cut alike into pieces of rows that hold at most ELEMENTS_AT_ONCE of `rows`' elements."""
     size = max(1, ELEMENTS_AT_ONCE // rows.shape[-1])
-    return zip(*(tensor.split(size) for tensor in (rows, *others)))
+    return zip(*(tensor.split(size) for tensor in (rows, *others)), strict=True)

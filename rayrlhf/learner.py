@@ -22,22 +22,31 @@ from rayrlhf.algorithm_config import (
     SeparateValueConfig,
     ValueConfig,
 )
-from rayrlhf.batch_loss import policy_loss, value_loss
+from rayrlhf.batch_loss import agreement, policy_loss, value_loss
 from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.engine import Engine, launch_fabric
 from rayrlhf.errors import LearnerError, ModelError
 from rayrlhf.learner_state import load_random_state, read_version, restore_random_state, save_random_state, write_state
 from rayrlhf.losses import Objective
 from rayrlhf.micro_batches import MicroBatch, collate, plan_micro_batches
-from rayrlhf.packed_sequences import Limits, PackedSequences, check_minibatches, pack_sequences, pack_tokens
+from rayrlhf.packed_sequences import (
+    Limits,
+    PackedSequences,
+    check_minibatches,
+    pack_sequences,
+    pack_tokens,
+    unseen_in_first,
+)
 from rayrlhf.policy import load_policy, load_tokenizer
 from rayrlhf.policy_network import FrozenReference, PolicyNetwork
+from rayrlhf.run_length import learning_rate
 from rayrlhf.strategy import Device
 from rayrlhf.types import FloatArray, Minibatch, TrainingBatch, UpdateReport, ValueQuery, Weights
 from rayrlhf.update_checks import check_agreement, check_finite, check_gradients, check_weights
 from rayrlhf.update_statistics import (
     Step,
     StepStatistics,
+    TokenStatistics,
     ValueStatistics,
     update_metrics,
     variance_explained,
@@ -53,20 +62,6 @@ from rayrlhf.value import (
     write_value,
 )
 from rayrlhf.weights import checksum, to_array
-
-
-def learning_rate(settings: OptimizerSettings, iteration: int, iterations: int) -> float:
-    """The learning rate of iteration 0, 1, ... of a run of `iterations`: a pure function, so nothing of it is saved.
-
-    It rises as 1/W, 2/W, ... over W warm-up iterations; linear decay falls from 1 to 1/iterations at the last one,
-    0 lying just beyond it.
-    """
-    lr = settings.lr
-    if iteration < settings.warmup_iterations:
-        lr *= (iteration + 1) / settings.warmup_iterations
-    if settings.decay == "linear":
-        lr *= max(0.0, 1 - iteration / iterations)
-    return lr
 
 
 class Learner:
@@ -91,7 +86,7 @@ class Learner:
         The model at `model_path` is the reference of the objective's KL loss as well, whatever state is loaded later.
 
         `temperature` is the sampler's: the differentiated distribution is the sampled one (SPEC X-5, X-6).
-        `iterations` is the length of the run, for the learning rates. `value` is the network that `objective.value`
+        `iterations` is what the learning rates are spread over. `value` is the network that `objective.value`
         fits: neither comes without the other.
 
         Raises:
@@ -141,9 +136,9 @@ class Learner:
         `update_statistics.update_metrics` says what the metrics are.
 
         Raises:
-            LearnerError: on all ranks. A sequence is malformed, or in the first step learner and sampler disagree about
-                log-probabilities (SPEC X-5): before any weight has changed. NotFiniteError: a loss or a gradient is not
-                finite, which all ranks find before any engine steps; or the weights are not, after the steps.
+            LearnerError: on all ranks. A sequence is malformed, or learner and sampler disagree about log-probabilities in
+                any of the minibatches (SPEC X-5): before any weight has changed. NotFiniteError: a loss or a gradient is
+                not finite, which all ranks find before any engine steps; or the weights are not, after the steps.
         """
         began = time.perf_counter()
         if self._stopped:
@@ -156,9 +151,10 @@ class Learner:
             for name, rate in self._rates.items()
         }
         self._stopped = True  # until the last step is done: one that fails leaves half a gradient in the engine
+        later = self._agreement(packed, unseen_in_first(batch))
         steps: list[Step] = []
         for minibatch in batch.minibatches:
-            step = self._step(packed, minibatch, rates, batch.kl_coef, behind=len(steps), of=len(batch.minibatches))
+            step = self._step(packed, minibatch, rates, batch.kl_coef, later, len(steps), len(batch.minibatches))
             steps.append(step)
             self._halfway = True
             if batch.target_kl is not None and step.statistics.tokens.approxkl > batch.target_kl:
@@ -166,7 +162,7 @@ class Learner:
         check_weights(self._finite_weights(), f"after {len(steps)} steps of this update")
         self._stopped = self._halfway = False
         self.version += 1
-        metrics = update_metrics(steps, with_values, with_kl=kl is not None)
+        metrics = update_metrics(steps, with_values, with_kl=kl is not None, later=later)
         metrics |= {"learner/lr" if name == "policy" else "learner/value_lr": rate for name, rate in rates.items()}
         metrics["policy/stopped_early"] = float(len(steps) < len(batch.minibatches))
         if with_values:
@@ -175,16 +171,36 @@ class Learner:
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
         return UpdateReport(version=self.version, metrics=metrics, seconds=float(seconds))
 
+    @torch.no_grad()
+    def _agreement(self, packed: PackedSequences, indices: Sequence[int]) -> TokenStatistics:
+        """How the policy's log-probabilities of the sequences at `indices` differ from the sampler's; of all ranks.
+
+        What a forward pass says before the first step is all that X-5 needs of the later minibatches: their gradients are
+        of a policy that has moved.
+        """
+        if not indices:
+            return TokenStatistics.zero(torch.device("cpu"))
+        found = TokenStatistics.zero(self._device)
+        budget, lengths = self._config.tokens_per_micro_batch, packed.tokens.lengths
+        plan = plan_micro_batches([int(lengths[i]) for i in indices], self.world, budget)
+        for members in plan.ranks[self.rank]:
+            batch = collate(packed, [indices[i] for i in members]).to(self._device)
+            logits, _ = self._engines["policy"].forward(batch.input_ids, batch.columns, batch.value_columns)
+            found += agreement(logits, batch, self._temperature)
+        return found.reduced()
+
     def _step(
         self,
         packed: PackedSequences,
         minibatch: Minibatch,
         rates: Mapping[str, float],
         kl_coef: float,
+        later: TokenStatistics,
         behind: int,
         of: int,
     ) -> Step:
-        """The optimizer step after `behind` others of an update of `of`."""
+        """The optimizer step after `behind` others of an update of `of`. `later`: what `_agreement` found beyond the first
+        minibatch."""
         indices = np.asarray(minibatch.indices, np.int64)
         budget = self._config.tokens_per_micro_batch
         plan = plan_micro_batches(packed.tokens.lengths[indices].tolist(), self.world, budget)
@@ -201,7 +217,7 @@ class Learner:
         state = "no weight was changed" if not behind else f"{behind} of {of} steps of this update were already taken"
         check_finite(statistics, state)
         if not behind:
-            check_agreement(statistics.tokens, self._config, self._bf16)
+            check_agreement(statistics.tokens + later, self._config, self._bf16, self._temperature)
         norms = {name: engine.grad_norm() for name, engine in self._engines.items()}
         check_gradients({self._engines[name].option: norm for name, norm in norms.items()}, state)
         for engine in self._engines.values():

@@ -5,21 +5,25 @@ Both files hold one JSON object a line (json_lines.py), rising iterations, and -
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rayrlhf.errors import NotFiniteError
-from rayrlhf.files import Count, Number, Whole, replace_file
-from rayrlhf.json_lines import line, open_append, records, rows
+from rayrlhf.files import Count, Number, Whole, storing
+from rayrlhf.json_lines import LineWriter, keep_lines, line, open_append, records
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import GameState, Trajectory
 
@@ -83,14 +87,14 @@ class MetricsLog:
         """Opens the records of a run, made or resumed; what a killed process left torn is removed."""
         self._paths = (folder.metrics, folder.samples)
         self._files = [open_append(path) for path in self._paths]
-        self._events = _open_events(folder.tensorboard)
+        self._events = EventFile(folder.tensorboard)
 
     def record(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Appends one iteration's metrics (SPEC X-10 names); NotFiniteError names one that is NaN or infinite."""
         row = {name: _finite(name, value, iteration) for name, value in metrics.items()}
         self._files[0].write(line({"iteration": iteration, **row}))
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in row.items()])
-        self._events.add_event(Event(wall_time=time.time(), step=iteration, summary=summary))
+        self._events.add(Event(wall_time=time.time(), step=iteration, summary=summary))
 
     def record_samples(self, records: Iterable[SampleRecord]) -> None:
         """Appends episodes; NotFiniteError names a number among theirs that is NaN or infinite."""
@@ -104,20 +108,20 @@ class MetricsLog:
     def sync(self) -> None:
         """Puts everything recorded so far on the disk: called before a checkpoint is committed."""
         for file in self._files:
-            os.fsync(file.fileno())
-        self._events.flush()
+            file.sync()
+        self._events.sync()
 
     def truncate(self, iteration: int) -> None:
         """Forgets `iteration` and all later ones, in all records: a resumed run writes them again."""
         for file in self._files:
             file.close()
-        for path, kind in zip(self._paths, (MetricsRow, SampleRecord), strict=True):
-            replace_file(path, (text for text, row in rows(path, kind) if _iteration(row) < iteration))
+        kinds: tuple[type[Any], ...] = (MetricsRow, SampleRecord)
+        for path, kind in zip(self._paths, kinds, strict=True):
+            keep_lines(path, kind, lambda row: _iteration(row) < iteration)
         self._files = [open_append(path) for path in self._paths]
         # TensorBoard's own mark of a restart: its readers drop what earlier files have at this step and later ones
         restart = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(wall_time=time.time(), step=iteration, session_log=restart))
-        self._events.flush()
+        self._events.add(Event(wall_time=time.time(), step=iteration, session_log=restart))
 
     def close(self) -> None:
         for file in self._files:
@@ -181,6 +185,7 @@ def turn_records(trajectory: Trajectory, values: Sequence[float] | None) -> tupl
 
 
 _SAMPLE_NUMBERS = ("score", "kl", "total", "logprob_sum", "reference_logprob_sum")
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 _TURN_NUMBERS = ("probability", "value", "reward")
 
 
@@ -198,22 +203,45 @@ def _iteration(row: Mapping[str, float] | SampleRecord) -> float:
     return row.iteration if isinstance(row, SampleRecord) else row["iteration"]
 
 
+def iteration_name(iteration: int) -> str:
+    """An iteration as people call it."""
+    return "the untrained model's episodes" if iteration == BASELINE_ITERATION else f"iteration {iteration}"
+
+
 def _finite(name: str, value: float, iteration: int) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise NotFiniteError(
-            f"iteration {iteration}: {name} is {number}. The run stops here; its last checkpoint is sound. "
-            "Lower optimizer.lr or look at the reward, then continue with --resume or start anew"
+            f"{iteration_name(iteration)}: {name} is {number}. The run stops here. Lower optimizer.lr or look at the "
+            "reward, then continue with --resume, where there is a checkpoint, or start anew"
         )
     return number
 
 
-def _open_events(folder: Path) -> EventFileWriter:
-    """A new event file that sorts after those in the folder: readers take them in the order of their names.
+class EventFile:
+    """TensorBoard's events of one session, each written as it comes: a disk that is full says so at once."""
 
-    The names carry whole seconds, so a run resumed within the second it was started in waits for the next.
-    """
-    now = time.time()
-    if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
-        time.sleep(int(now) + 1 - now)
-    return EventFileWriter(str(folder), flush_secs=10)
+    def __init__(self, folder: Path) -> None:
+        """A new file that sorts after those in the folder: readers take them in the order of their names.
+
+        The names carry whole seconds. Where the clock was put back, or stands in the same second still, it is the next
+        number after those that are there.
+        """
+        taken = [int(name[1]) for entry in folder.glob("*") if (name := _EVENT_FILE.match(entry.name))]
+        number = max([int(time.time()), *(1 + one for one in taken)])
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())
+        self._file = LineWriter(folder / f"events.out.tfevents.{number:010d}.{host}.{os.getpid()}")
+        self.add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, event: Event) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.write(record.getvalue())
+
+    def sync(self) -> None:
+        self._file.sync()
+
+    def close(self) -> None:
+        self._file.close()

@@ -125,7 +125,11 @@ class MicroBatch:
         return MicroBatch(**moved)
 
 
-def collate(packed: PackedSequences, indices: Sequence[int], minibatch: Minibatch) -> MicroBatch:
+AS_THEY_ARE = Minibatch(())
+"""Shifts and scales nothing."""
+
+
+def collate(packed: PackedSequences, indices: Sequence[int], minibatch: Minibatch = AS_THEY_ARE) -> MicroBatch:
     """Pads the sequences at `indices` into one micro-batch, advantages and weights as `minibatch` shifts and scales them.
 
     No indices give one that can run through a model and carries no loss.

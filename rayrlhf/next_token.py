@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rayrlhf.corpus import block_order
+from rayrlhf.policy import load_whole
 from rayrlhf.supervised import SupervisedModule, SupervisedSettings
 from rayrlhf.types import IntArray
 
@@ -86,5 +87,5 @@ class NextTokenModule(SupervisedModule):
 
 def build(settings: SupervisedSettings, work: Path) -> NextTokenModule:
     """The module of a worker."""
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32, trust_remote_code=False)
+    model = load_whole(AutoModelForCausalLM, settings.model, f"model {settings.model}", dtype=torch.float32)
     return NextTokenModule(model, settings, work)

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rayrlhf.config import ModelConfig
 from rayrlhf.corpus import pack, split_documents, token_stream
 from rayrlhf.errors import ModelError, PromptError
+from rayrlhf.model_config import first_line, read_model_config, stated_context
 from rayrlhf.next_token import TRAINING_BLOCKS, VALIDATION_BLOCKS
 from rayrlhf.supervised import SupervisedSettings
 from rayrlhf.tokenizer_training import new_llama, train_tokenizer
@@ -85,15 +87,16 @@ def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of the model to continue from, checked together with its config. Raises ModelError."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(settings.model, trust_remote_code=False).get_text_config()
+        config = read_model_config(ModelConfig(path=settings.model), settings.model)
+    except ModelError:
+        raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--model {settings.model} does not load: {reason}") from error
+        raise ModelError(f"--model {settings.model} does not load: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"--model {settings.model}: its tokenizer has no end-of-sequence token to put between documents"
         )
-    context = getattr(config, "max_position_embeddings", None)
+    context = stated_context(config)
     if context is not None and settings.tokens_per_example > context:
         raise ModelError(
             f"--block-size {settings.tokens_per_example} is more than the {context} tokens {settings.model} takes"

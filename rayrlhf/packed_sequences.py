@@ -142,6 +142,12 @@ def check_minibatches(batch: TrainingBatch) -> None:
             raise _error("minibatch", i, len(batch.minibatches), fault)
 
 
+def unseen_in_first(batch: TrainingBatch) -> list[int]:
+    """The sequences with a policy loss that the first minibatch leaves to later ones, rising."""
+    first, *later = (minibatch.indices for minibatch in batch.minibatches)
+    return [i for i in sorted(set().union(*later) - set(first)) if batch.sequences[i].weights.any()]
+
+
 def _shape_fault(sequence: TrainingSequence, scored: int, names: Sequence[str]) -> str | None:
     for name in names:
         if getattr(sequence, name).shape != (scored,):
@@ -167,7 +173,9 @@ def _pack_allowed(
         return _error("training sequence", number, len(sequences), f"{fault} at scored token {token}")
 
     scored = np.diff(tokens.scored_offsets)
-    allowed = [sequence.allowed or AllowedTokens.everything(int(n)) for sequence, n in zip(sequences, scored)]
+    allowed = [
+        sequence.allowed or AllowedTokens.everything(int(n)) for sequence, n in zip(sequences, scored, strict=True)
+    ]
     ids = np.concatenate([one.ids for one in allowed])
     counts = np.concatenate([one.counts for one in allowed])
     owners, places = ragged(counts)

@@ -21,7 +21,7 @@ from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.dumps import CONFIG, Dump, episode_arrays, read_dump
 from rayrlhf.environments import prepare_environment
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import read_text
+from rayrlhf.files import check_plain, read_text
 from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.run_folder import parse_config
@@ -92,7 +92,8 @@ def base_model(config: RunConfig, folder: Path) -> ModelConfig:
         raise CheckpointError(
             f"the run started from a model of its own in {made}, which is gone: leave the batch where it was"
         )
-    return ModelConfig(path=str(made))
+    check_plain(made.parent, [made.name])
+    return config.model.model_copy(update={"path": str(made), "scratch": None})
 
 
 def compare(dump: Dump, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> Comparison:

@@ -18,7 +18,8 @@ from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, read_metrics
 from rayrlhf.report_alarms import alarm_table, alarms_of
 from rayrlhf.report_page import page, text
 from rayrlhf.run_folder import RunFolder
-from rayrlhf.summary import DIVERSITY_FLOOR, RunSummary, read_history, summary_of, write_summary
+from rayrlhf.summary import DIVERSITY_FLOOR, EpisodeHistory, RunSummary, read_history, summary_of, write_summary
+from rayrlhf.text_statistics import word_units
 
 SAMPLES_SHOWN = 4
 """Episodes shown of the first, the middle and the last iteration each."""
@@ -56,7 +57,7 @@ def write_report(folder: Path) -> Path:
         f'<p class="verdict">{text(verdict(summary, planned))}</p>',
         _tiles(summary),
         alarm_table(alarms),
-        _curves(rows, summary, history.diversity, alarms.iterations),
+        _curves(rows, summary, history, alarms.iterations),
         "" if evaluation is None else evaluation_table(evaluation),
         _samples(history.at),
         _times(rows),
@@ -133,7 +134,7 @@ def _tiles(summary: RunSummary) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _curves(rows: Rows, summary: RunSummary, diversity: Sequence[tuple[int, float]], alarms: Sequence[float]) -> str:
+def _curves(rows: Rows, summary: RunSummary, history: EpisodeHistory, alarms: Sequence[float]) -> str:
     """Games won, reward with its parts, KL and diversity, with the detector's alarms in them; under them what is looked
     at when something is wrong, small."""
     rewards = _series(rows, ["objective/score"])
@@ -146,9 +147,10 @@ def _curves(rows: Rows, summary: RunSummary, diversity: Sequence[tuple[int, floa
         charts.append(line_chart("Reward", rewards, level=base, from_zero=True, alarms=alarms))
     if kl := _series(rows, ["objective/kl"]):
         charts.append(line_chart("KL from the base model, nats a sequence", kl, from_zero=True, alarms=alarms))
-    if diversity:
-        line = Series("diversity", [point[0] for point in diversity], [point[1] for point in diversity])
-        title = "Diversity: distinct-2 of the last 50 texts, share of the base model's"
+    if history.diversity:
+        line = Series("diversity", [at for at, _ in history.diversity], [share for _, share in history.diversity])
+        units = word_units(record.text for record in (*history.base, *history.last))
+        title = f"Diversity: distinct-2 of the last 50 texts, share of the base model's ({units})"
         charts.append(line_chart(title, [line], level=("floor", DIVERSITY_FLOOR), from_zero=True, alarms=alarms))
     small = [_small_chart(rows, name) for name in _small_multiples(rows)]
     if not charts and not small:

@@ -16,7 +16,12 @@ from rayrlhf.errors import RewardError
 from rayrlhf.plugin_cli import parsed_parameters, say_results, yaml_parameters
 from rayrlhf.terminal_output import plain_console, say
 
-rewards_app = typer.Typer(help="List, show, test and time rewards.", no_args_is_help=True)
+rewards_app = typer.Typer(
+    help="List, show, test and time rewards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Name = Annotated[str, typer.Argument(help="A built-in reward, an entry point, or module:Name.", show_default=False)]
 Parameters = Annotated[
@@ -50,7 +55,7 @@ def show(name: Name, param: Parameters = None) -> None:
     plugin = plugins.load("reward", name)
     given = _parsed(param)
     say(f"{plugins.canonical(name)} ({plugins.origin('reward', name)})\n")
-    say(inspect.getdoc(plugin) or "It has no documentation.")
+    say(inspect.getdoc(plugins.underlying(plugin)) or "It has no documentation.")
     say(f"\nParameters: {described(plugin) or 'none'}")
     needed = [key for key, parameter in parameters_of(plugin).items() if parameter.default is parameter.empty]
     missing = [key for key in needed if key not in given]

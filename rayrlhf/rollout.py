@@ -119,16 +119,16 @@ def play_episodes(
     `max_turns` turns is truncated. Reference log-probabilities are zeros until `with_reference` fills them in.
     """
     starts = environments.reset([spec.environment_seed for spec in specs])
-    episodes = [Episode(spec, start) for spec, start in zip(specs, starts)]
+    episodes = [Episode(spec, start) for spec, start in zip(specs, starts, strict=True)]
     for number in range(max_turns):
         situations = [e.situation(slot, prompter) for slot, e in enumerate(episodes) if not e.over]
         if not situations:
             break
         shown = [examples(situation, number) if examples else None for situation in situations]
-        chosen = iter(actor.act([s for s, command in zip(situations, shown) if command is None]))
+        chosen = iter(actor.act([s for s, command in zip(situations, shown, strict=True) if command is None]))
         actions = [next(chosen) if command is None else example_action(command, prompter) for command in shown]
-        answers = environments.step({s.episode: action.text for s, action in zip(situations, actions)})
-        for situation, action, command in zip(situations, actions, shown):
+        answers = environments.step({s.episode: action.text for s, action in zip(situations, actions, strict=True)})
+        for situation, action, command in zip(situations, actions, shown, strict=True):
             episodes[situation.episode].take(situation, action, command is not None, answers[situation.episode])
     return [episode.trajectory(weights_version, prompter) for episode in episodes]
 
@@ -155,7 +155,8 @@ def _reference_scored(turns: Sequence[Turn], reference: nn.Module, temperature: 
     results = list(turns)
     free = [i for i, turn in enumerate(turns) if turn.allowed is None and not turn.example]
     starts = [_scored_start(turns[i]) for i in free]
-    for i, logprobs in zip(free, score_tokens(reference, [_tokens(turns[i]) for i in free], starts, temperature)):
+    logprobs_of = score_tokens(reference, [_tokens(turns[i]) for i in free], starts, temperature)
+    for i, logprobs in zip(free, logprobs_of, strict=True):
         results[i] = _with_reference_logprobs(turns[i], logprobs)
     constrained = [(i, turn.allowed) for i, turn in enumerate(turns) if turn.allowed is not None and not turn.example]
     scores = score_allowed(
@@ -165,7 +166,7 @@ def _reference_scored(turns: Sequence[Turn], reference: nn.Module, temperature: 
         [_after_prompt(allowed, len(turns[i].prompt_logprobs)) for i, allowed in constrained],
         temperature,
     )
-    for (i, allowed), (of_sets, of_tokens) in zip(constrained, scores):
+    for (i, allowed), (of_sets, of_tokens) in zip(constrained, scores, strict=True):
         filled = replace(allowed, reference_logprobs=of_sets)
         results[i] = replace(_with_reference_logprobs(turns[i], of_tokens), allowed=filled)
     return results

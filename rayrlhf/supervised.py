@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rayrlhf.errors import LearnerError
+from rayrlhf.files import append_to, replace_file
 from rayrlhf.strategy import bucket_elements, known_types_only, prepare_environment, ray_deepspeed
 
 PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"  # files of the work folder
@@ -212,8 +213,8 @@ class ProgressAndCheckpoints(pl.Callback):
 
 
 def _append(work: Path, **values: float) -> None:
-    with open(work / PROGRESS, "a") as file:
-        file.write(json.dumps(values) + "\n")
+    with append_to(work / PROGRESS) as file:
+        file.write(json.dumps(values).encode() + b"\n")
 
 
 def _check_finite(loss: float, step: int) -> None:
@@ -306,10 +307,10 @@ def train_on_worker(config: Mapping[str, Any]) -> None:
     except LearnerError as error:
         # Raised, it would be taken for a failure of the machine, and be repeated after every restart.
         if ray.train.get_context().get_world_rank() == 0:
-            (work / FAULT).write_text(str(error))
+            replace_file(work / FAULT, [str(error).encode()])
     except torch.OutOfMemoryError:
-        with open(work / TOO_MANY, "a") as file:
-            file.write(f"{settings.examples_per_forward}\n")
+        with append_to(work / TOO_MANY) as file:
+            file.write(f"{settings.examples_per_forward}\n".encode())
         _append(work, out_of_memory=settings.examples_per_forward, pid=os.getpid())
         raise  # this process ends and frees its memory; the next one goes on from the last checkpoint
 

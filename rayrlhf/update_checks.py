@@ -32,7 +32,7 @@ def check_gradients(norms: Mapping[str, float], state: str) -> None:
         raise NotFiniteError(
             f"the gradient norm is not finite ({', '.join(wrong)}): the update overflowed; {state}. Lower "
             f"{' and '.join(f'{option}.lr' for option in wrong)}, check the rewards' scale, or use learner.precision: fp32; "
-            "go on from the last checkpoint."
+            "go on with --resume, where there is a checkpoint, or start anew."
         )
 
 
@@ -40,23 +40,28 @@ def check_weights(finite: bool, what: str) -> None:
     """Raises NotFiniteError where the weights are no numbers. finite: those of all ranks and engines."""
     if not finite:
         raise NotFiniteError(
-            f"{what}: the weights hold numbers that are not finite. Lower the learning rate and go on from the last "
-            "checkpoint, which is sound."
+            f"{what}: the weights hold numbers that are not finite. Lower the learning rate and go on with --resume, where "
+            "there is a checkpoint, or start anew: a checkpoint's weights are always finite."
         )
 
 
-def check_agreement(tokens: TokenStatistics, config: LearnerConfig, bf16: bool) -> None:
-    """Raises LearnerError where the policy, untouched yet, is not the one that sampled (SPEC X-5)."""
+def check_agreement(tokens: TokenStatistics, config: LearnerConfig, bf16: bool, temperature: float) -> None:
+    """Raises LearnerError where the policy, untouched yet, is not the one that sampled (SPEC X-5). tokens: of all that the
+    update is to train on, not of its first step alone. A log-probability that is no number is a NotFiniteError."""
+    if tokens.not_finite:
+        raise NotFiniteError(
+            f"a log-probability is not finite on {tokens.not_finite} of {tokens.count} scored tokens; no weight was "
+            "changed. Check the model, and that optimizer.lr has not made the policy diverge in the updates before."
+        )
     metrics = tokens.metrics()
     largest, mean = metrics["learner/logprob_gap_max"], metrics["learner/logprob_gap_mean"]
-    if bf16:
-        gap, limit, option = mean, config.max_mean_logprob_gap_bf16, "max_mean_logprob_gap_bf16"
-    else:
-        gap, limit, option = largest, config.max_logprob_gap, "max_logprob_gap"
+    gap, option = (mean, "max_mean_logprob_gap_bf16") if bf16 else (largest, "max_logprob_gap")
+    limit = config.logprob_gap_limit(bf16, temperature)
     if gap > limit:
+        at = f" at temperature {temperature:g}" if temperature < 1 else ""
         raise LearnerError(
             f"learner and sampler disagree about the log-probabilities of {tokens.count} scored tokens: by {largest:.3g} "
-            f"nats on the worst, by {mean:.3g} on the mean token; learner.{option} allows {limit:g}. No weight was "
+            f"nats on the worst, by {mean:.3g} on the mean token; learner.{option} allows {limit:g}{at}. No weight was "
             "changed. Check that both have the same model, weights version and temperature, that the behaviour "
             "log-probabilities are those of the full vocabulary, or of the tokens allowed where decoding was constrained, "
             "and that each stands at its own token."

@@ -33,6 +33,13 @@ class TokenStatistics:
     def __add__(self, other: TokenStatistics) -> TokenStatistics:
         return TokenStatistics(self.sums + other.sums, torch.maximum(self.maxima, other.maxima))
 
+    def reduced(self) -> TokenStatistics:
+        """Over all ranks, on the CPU, the same numbers at each. Collective."""
+        sums, maxima = self.sums.clone(), self.maxima.clone()
+        dist.all_reduce(sums, dist.ReduceOp.SUM)
+        dist.all_reduce(maxima, dist.ReduceOp.MAX)
+        return TokenStatistics(sums.cpu(), maxima.cpu())
+
     @property
     def count(self) -> int:
         return int(self.sums[0])
@@ -171,13 +178,17 @@ class Step:
     micro_batches: int  # on each rank
 
 
-def update_metrics(steps: Sequence[Step], with_values: bool, with_kl: bool = False) -> dict[str, float]:
+def update_metrics(
+    steps: Sequence[Step], with_values: bool, with_kl: bool = False, later: TokenStatistics | None = None
+) -> dict[str, float]:
     """Metrics of an update: means over the tokens of all its steps (a token counts once a step), policy/ratio_max and
     the numbers of tokens and micro-batches over all steps, losses, norms and padding as means of the steps.
-    learner/logprob_gap_* is the first step's: then alone is the policy the one that sampled (SPEC X-5). `with_values` and
-    `with_kl` say whether the objective has a value network and a KL loss."""
+    learner/logprob_gap_* is taken before the first step, as then alone is the policy the one that sampled (SPEC X-5): of
+    that step's tokens and of `later`, those of the other minibatches. `with_values` and `with_kl` say whether the objective
+    has a value network and a KL loss."""
     tokens = sum((step.statistics.tokens for step in steps[1:]), steps[0].statistics.tokens)
-    first = steps[0].statistics.tokens.metrics()
+    sampled = steps[0].statistics.tokens if later is None else steps[0].statistics.tokens + later
+    first = sampled.metrics()
     losses = torch.stack([step.statistics.losses for step in steps]).mean(0).tolist()
     metrics = {
         **tokens.metrics(),

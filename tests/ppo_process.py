@@ -23,7 +23,7 @@ from rayrlhf.errors import LearnerError
 from rayrlhf.learner import Learner
 from rayrlhf.losses import Objective, ValueObjective
 from rayrlhf.types import AllowedTokens, Minibatch, TrainingBatch, TrainingSequence, ValueQuery
-from rayrlhf.weights import to_array
+from rayrlhf.weights import checksum, to_array
 
 OBJECTIVE = Objective(LOSSES["clipped"], entropy_coef=0.05, value=ValueObjective(clip_range=0.1, coef=0.5))
 EXPLODING = replace(OBJECTIVE, policy=ExplodingLoss(importance_cap=None))
@@ -174,6 +174,26 @@ def exploding(folder: Path, rank: int, world: int) -> str:
     return ""
 
 
+def later_minibatch_off(folder: Path, rank: int, world: int, stage: int, kind: str) -> dict[str, Any]:
+    """What is said, and what becomes of the weights, where one token that the third of four steps trains on was sampled
+    with a log-probability 5 nats off and 3 are allowed."""
+    sequences = ppo_sequences(True)
+    token = int(np.flatnonzero(sequences[5].weights)[0])
+    sequences[5].behaviour_logprobs[token] += 5
+    steps = (Minibatch((0, 1)), Minibatch((2, 3)), Minibatch((4, 5)), Minibatch((6,)))
+    value = value_configs(folder, 0.1)[kind]
+    learner = ppo_learner(folder, rank, world, stage, value, max_logprob_gap=3.0)
+    before = checksum(arrays_of(learner.weights())), checksum(value_arrays(learner))
+    try:
+        learner.update(TrainingBatch(tuple(sequences), steps), 0)
+        message = ""
+    except LearnerError as error:
+        message = str(error)
+    after = checksum(arrays_of(learner.weights())), checksum(value_arrays(learner))
+    learner.close()
+    return {"message": message, "unchanged": before == after}
+
+
 def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
     """Everything that is compared, by name; collective."""
     gc.freeze()  # ZeRO stage 3 collects garbage whenever it is built
@@ -187,6 +207,8 @@ def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
             results[name, stage] = taken(folder, rank, world, stage, name, 0.05, steps)
         own = SeparateValueConfig(optimizer=AdamWConfig(lr=1e-2, max_grad_norm=0.01))
         results["resume", "separate", stage] = resume(folder, rank, world, stage, own)
+        for kind in ("own start", "head"):
+            results["later minibatch off", kind, stage] = later_minibatch_off(folder, rank, world, stage, kind)
     results["resume", "head", 3] = resume(folder, rank, world, 3, HeadValueConfig())
     results["gradient, free"] = taken(folder, rank, world, 2, "reward model", 1.0, TrainingBatch.one_step(free))
     for name in ("own start", "head", "detached head"):

@@ -133,6 +133,33 @@ def test_reinforce_uses_raw_rewards_without_baseline_and_remembers_its_average()
     assert metrics["objective/baseline"] == pytest.approx(5.5)
 
 
+@pytest.mark.parametrize("config", [RLOOConfig(kl=KLPenaltyConfig(coef=0.5)), GRPOConfig(kl=KLPenaltyConfig(coef=0.5))])
+def test_groups_of_equal_scores_bear_the_kl_term_alone(config: RLOOConfig | GRPOConfig) -> None:
+    """KL of 0.2, 0.1, 0.6 nats at a coefficient of 0.5 in both groups; the scores differ in the second one. In the first
+    the KL is no larger than it is (over its own deviation it would be an advantage of 1), and the group is counted."""
+    kls = [0.2, 0.1, 0.6] * 2
+    episodes = [episode(i // 3, i, [-1.0], [-1.0 - kl]) for i, kl in enumerate(kls)]
+    algorithm = build_algorithm(config)
+    batch, metrics = algorithm.prepare(episodes, [score(v) for v in (2, 2, 2, 0, 1, 5)], [], 0)
+    found = [float(sequence.advantages[0]) for sequence in batch.sequences]
+    centred = [-0.5 * (kl - 0.3) for kl in kls[:3]]
+    factor = 1.5 if config.name == "rloo" else 1.0  # leave-one-out: K / (K - 1)
+    np.testing.assert_allclose(found[:3], [factor * value for value in centred], atol=1e-6)
+    shaped = np.array([0, 1, 5]) - 0.5 * np.array(kls[3:])
+    expected = shaped - shaped.mean()
+    expected = expected * 1.5 if config.name == "rloo" else expected / (shaped.std(ddof=1) + 1e-4)
+    np.testing.assert_allclose(found[3:], expected, rtol=1e-5)
+    assert metrics["objective/zero_variance_groups"] == 0.5
+
+
+def test_scores_that_are_all_equal_have_no_deviation() -> None:
+    """Of 0.1, ten times, the plain formula leaves a last bit: the first iteration's deviation is what rules go by."""
+    episodes = [episode(i // 5, i, [-1.0], [-1.3]) for i in range(10)]
+    _, metrics = build_algorithm(RLOOConfig()).prepare(episodes, [score(0.1)] * 10, [], 0)
+    assert metrics["objective/score_std"] == 0
+    assert metrics["objective/zero_variance_groups"] == 1
+
+
 def test_equal_rewards_teach_nothing_and_are_counted() -> None:
     episodes = [episode(g, 2 * g + i, [-1], [-1]) for g in range(2) for i in range(2)]
     for config in (RLOOConfig(), GRPOConfig()):

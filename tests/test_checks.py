@@ -7,6 +7,7 @@ import random
 import string
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -232,11 +233,20 @@ def test_automatic_labels_are_at_most_the_share_of_what_is_kept(sources: list[So
     others = len(kept) - len(automatic)
     assert [c for c in kept if c.source != "auto"] == [c for c in comparisons if c.source != "auto"]
     assert kept == [comparison for comparison in comparisons if comparison in kept]
-    assert len(automatic) <= share * len(kept)
+    exact = Fraction(repr(share))
+    assert len(automatic) <= exact * len(kept)
     if len(automatic) < sources.count("auto"):
-        assert len(automatic) + 1 > share * (len(automatic) + 1 + others)
+        assert len(automatic) + 1 > exact * (len(automatic) + 1 + others)
     reordered = cap_automatic(comparisons[::-1], share, seed)
     assert reordered == kept[::-1]
+
+
+def test_the_share_of_automatic_labels_is_the_decimal_that_was_written() -> None:
+    """29 of 100 are 0.29 of them, though as floats 0.29 * 100 is below 29."""
+    automatic: list[Source] = ["auto"]
+    by_hand: list[Source] = ["manual"]
+    kept = cap_automatic(labels(automatic * 40 + by_hand * 71), share=0.29)
+    assert [comparison.source for comparison in kept].count("auto") == 29
 
 
 def test_a_third_of_the_kept_labels_at_the_default_share() -> None:

@@ -18,9 +18,12 @@ from rayrlhf.algorithm_config import (
     RLOOConfig,
     SGDConfig,
 )
+from rayrlhf.algorithms import build_algorithm
 from rayrlhf.config import RewardPart, RunConfig
 from rayrlhf.config_loading import dump_config, load_config, recipes
 from rayrlhf.errors import ConfigError
+from rayrlhf.losses import PolicyGradientLoss
+from rayrlhf.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -271,10 +274,35 @@ def test_a_fault_in_a_reward_keeps_its_line_when_an_override_makes_it_a_list() -
 
 
 def test_another_algorithm_keeps_the_keys_it_shares() -> None:
-    Path("run.yaml").write_text("algorithm:\n  name: rloo\n  kl: {coef: 0.1}\n  importance_cap: 3\n")
+    Path("run.yaml").write_text("algorithm:\n  name: rloo\n  kl: {coef: 0.1}\n  entropy_coef: 0.03\n")
     config = load_config("run.yaml", ["algorithm.name=grpo"])
     assert isinstance(config.algorithm, GRPOConfig)
-    assert (config.algorithm.kl.coef, config.algorithm.importance_cap, config.algorithm.clip_range) == (0.1, 3, 0.2)
+    assert (config.algorithm.kl.coef, config.algorithm.entropy_coef, config.algorithm.clip_range) == (0.1, 0.03, 0.2)
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce"])
+def test_a_cap_that_the_clipped_ratio_takes_the_place_of_is_refused(name: str) -> None:
+    """GRPO clips by default, so a cap that someone set would do nothing and say nothing."""
+    given = () if name == "grpo" else ("algorithm.clip_range=0.2",)
+    with pytest.raises(ConfigError) as refused:
+        load_config(None, [f"algorithm.name={name}", "algorithm.importance_cap=1.5", *given])
+    assert "importance_cap 1.5 does nothing beside clip_range 0.2" in str(refused.value)
+    assert "set clip_range to null" in str(refused.value)
+    for kept in ("algorithm.importance_cap=", "algorithm.importance_cap=2.0"):  # what a resolved config says
+        load_config(None, [f"algorithm.name={name}", kept, *given])
+    capped = load_config(None, [f"algorithm.name={name}", "algorithm.importance_cap=1.5", "algorithm.clip_range="])
+    assert build_algorithm(capped.algorithm).objective.policy == PolicyGradientLoss(importance_cap=1.5)
+
+
+def test_a_run_that_ran_with_a_cap_without_effect_can_still_be_read_and_resumed(tmp_path: Path) -> None:
+    now = load_config(None, ["algorithm.name=grpo", f"storage_path={tmp_path}"])
+    RunFolder.create(now, dump_config(now)).close()
+    path = tmp_path / now.name / "config.yaml"
+    path.write_text(path.read_text().replace("importance_cap: 2.0", "importance_cap: 1.5"))
+    algorithm = RunFolder.open(path.parent).read_config().algorithm
+    assert isinstance(algorithm, GRPOConfig)
+    assert algorithm.importance_cap == 1.5
+    RunFolder.resume(now, dump_config(now)).close()
 
 
 def test_another_algorithm_complains_of_the_keys_it_lacks() -> None:

@@ -68,6 +68,37 @@ def test_a_rule_of_several_iterations_waits_for_them(rule: str, changed: dict[st
     assert rules_that_fire(changed, changed, changed) == {rule: pytest.approx(value)}
 
 
+def fired_from_the_start(*rows: dict[str, float]) -> dict[int, set[str]]:
+    """Iteration -> rules that begin to fire with it."""
+    detector = Detector(CONFIG, ("learner/logprob_gap_max", 1e-4))
+    return {i: found for i, row in enumerate(rows) if (found := {alarm.rule for alarm in detector.judge(i, row)})}
+
+
+def test_a_reward_that_never_changes_is_told_in_the_first_iteration() -> None:
+    """Every score is the same from the start: there is no deviation that later ones could be a share of."""
+    constant = {**HEALTHY, "objective/score_std": 0.0, "objective/zero_variance_groups": 1.0}
+    assert fired_from_the_start(constant, constant) == {0: {"score_saturation", "zero_variance_groups"}}
+    assert fired_from_the_start({**HEALTHY, "objective/score_std": 0.0}) == {0: {"score_saturation"}}
+    assert fired_from_the_start({**HEALTHY, "objective/zero_variance_groups": 0.95}) == {0: {"zero_variance_groups"}}
+    assert fired_from_the_start({**HEALTHY, "objective/zero_variance_groups": 0.85}) == {}
+
+
+def test_scores_that_begin_to_differ_are_no_saturation() -> None:
+    """After an iteration of equal scores, told once; and once more where they are all equal again for the rule's window."""
+    equal = {**HEALTHY, "objective/score_std": 0.0}
+    assert fired_from_the_start(equal, *[HEALTHY] * 9) == {0: {"score_saturation"}}
+    assert fired_from_the_start(equal, *[HEALTHY] * 9, *[equal] * 4) == {
+        0: {"score_saturation"},
+        12: {"score_saturation"},
+    }
+
+
+def test_a_game_that_nobody_wins_at_first_has_the_rules_whole_window() -> None:
+    lost = {**HEALTHY, "objective/score_std": 0.0, "objective/zero_variance_groups": 1.0, "rollout/won": 0.0}
+    assert fired_from_the_start(lost, lost) == {}
+    assert fired_from_the_start(lost, lost, lost) == {2: {"zero_variance_groups"}}
+
+
 def test_slow_growth_of_the_kl_is_no_spike_but_too_much_of_it_is_growth() -> None:
     """A tenth more an iteration is 1.1^5.5 = 1.7 times the median of the ten before, a quarter more 1.25^5.5 = 3.4 times."""
     rows = [{"objective/kl_per_token": 0.1 * 1.1**step} for step in range(30)]

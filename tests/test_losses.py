@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, tensor
 
 from rayrlhf import losses
+from rayrlhf.config import LearnerConfig
+from rayrlhf.errors import LearnerError, NotFiniteError
 from rayrlhf.losses import (
     ClippedLoss,
     PolicyGradientLoss,
@@ -19,6 +21,7 @@ from rayrlhf.losses import (
     entropies,
     selected_logprobs,
 )
+from rayrlhf.update_checks import check_agreement
 from rayrlhf.update_statistics import (
     Step,
     StepStatistics,
@@ -243,7 +246,7 @@ def test_variance_explained_by_hand() -> None:
 
 
 def test_update_metrics_are_means_over_all_tokens_of_all_steps() -> None:
-    """X-2: one token in the first step, three in the second; the gap is the first's, ratio_max that of all."""
+    """X-2: one token in the first step, three in the second; the gap is that before the first, ratio_max that of all."""
     tokens = [statistics([0.5], [True]), statistics([1.0, 1.0, -1.0], [True] * 3)]
     values = [ValueStatistics(tensor([2.0, 3.0, 0.0, 0.0])), ValueStatistics(tensor([1.0, 6.0, 1.0, 0.0]))]
     losses = [tensor([1.0, 4.0]), tensor([3.0, 8.0])]
@@ -257,3 +260,26 @@ def test_update_metrics_are_means_over_all_tokens_of_all_steps() -> None:
     assert metrics["val/error"] == pytest.approx(3)
     assert metrics["val/clipfrac"] == pytest.approx(1 / 3)
     assert not any(name.startswith("val/") for name in update_metrics(steps, with_values=False))
+    later = update_metrics(steps, with_values=True, later=statistics([0.25, -0.75], [True] * 2))
+    assert later["learner/logprob_gap_max"] == pytest.approx(0.75)
+    assert later["learner/logprob_gap_mean"] == pytest.approx(0.5)
+    assert {name for name in metrics if later[name] != metrics[name]} == {"learner/logprob_gap_max"}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_gap_that_is_allowed_belongs_to_the_logits(bf16: bool) -> None:
+    """X-5: 1e-4 nats (bf16: 0.02 on the mean) at temperature 1 and above, that over the temperature below."""
+    config = LearnerConfig()
+    for temperature, factor in ((0.001, 1000), (0.1, 10), (1.0, 1), (4.0, 1)):
+        limit = (0.02 if bf16 else 1e-4) * factor
+        check_agreement(statistics([0.99 * limit], [True]), config, bf16, temperature)
+        with pytest.raises(LearnerError, match=f"allows {limit:g}"):
+            check_agreement(statistics([1.01 * limit], [True]), config, bf16, temperature)
+
+
+def test_a_logprob_that_is_no_number_is_no_agreement() -> None:
+    """X-5: the largest gap leaves out what is not finite; the check before the first step does not."""
+    tokens = statistics([0.0, float("nan")], [True] * 2)
+    assert tokens.metrics()["learner/logprob_gap_max"] == 0
+    with pytest.raises(NotFiniteError, match=r"not finite on 1 of 2 scored tokens; no weight was changed"):
+        check_agreement(tokens, LearnerConfig(), bf16=False, temperature=1.0)

@@ -185,6 +185,7 @@ def test_queries_by_hand() -> None:
     [
         ({"start": 0}, "start 0 must lie in 1 .. 3"),
         ({"start": 4}, "start 4 must lie in 1 .. 3"),
+        ({"start": 5}, "start 5 must lie in 1 .. 3"),
         ({"input_ids": np.array([1, 7, -1, 7])}, "token id -1 lies outside the model's vocabulary of 100"),
         ({"input_ids": np.zeros(9, np.int64)}, "its 9 tokens are more than the 8"),
         ({"advantages": np.ones((2, 1), np.float32)}, r"advantages has shape \(2, 1\) for 2 scored tokens"),

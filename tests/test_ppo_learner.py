@@ -357,6 +357,51 @@ def test_ratio_is_one_before_the_first_step_under_constrained_decoding(folder: P
     learner.close()
 
 
+@each_world
+@each_stage
+@pytest.mark.parametrize("kind", ["own start", "head"])
+def test_a_later_minibatch_that_was_sampled_otherwise_stops_the_update_before_its_first_step(
+    recorded: Recordings, world: int, stage: int, kind: str
+) -> None:
+    """X-5: one token of the third of four minibatches; all ranks raise, and no weight of either network has changed."""
+    for rank in recorded[world]:
+        result = rank["later minibatch off", kind, stage]
+        assert "learner and sampler disagree" in result["message"]
+        assert "No weight was changed" in result["message"]
+        assert result["unchanged"]
+
+
+def test_the_gap_that_is_reported_is_that_of_all_minibatches(folder: Path) -> None:
+    """X-5: of every token once, as the first epoch's steps find them: the largest may stand in the last minibatch."""
+    sequences = on_policy(folder, 1.0)
+    place = int(np.flatnonzero(sequences[13].weights)[0])
+    sequences[13].behaviour_logprobs[place] += np.float32(0.5)
+    steps = (Minibatch(tuple(range(4))), Minibatch(tuple(range(4, 12))), Minibatch((12, 13, 14, 15))) * 2
+    learner = ppo_learner(folder, 0, 1, 2, value_configs(folder, 0.1)["own start"], max_logprob_gap=1.0)
+    metrics = learner.update(TrainingBatch(tuple(sequences), steps), 0).metrics
+    learner.close()
+    tokens = sum(np.count_nonzero(sequence.weights) for sequence in sequences)
+    assert metrics["learner/logprob_gap_max"] == pytest.approx(0.5, abs=1e-5)
+    assert metrics["learner/logprob_gap_mean"] == pytest.approx(0.5 / tokens, rel=1e-2)
+    assert metrics["learner/tokens"] == 2 * tokens
+
+
+@pytest.mark.parametrize("kind", ["own start", "reward model", "mlp head"])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_values_of_a_bf16_learner_are_not_rounded_to_bf16(folder: Path, kind: str, stage: int) -> None:
+    """The head of a value network computes in fp32 on a bf16 trunk, of its own or the policy's, and learns."""
+    value = value_configs(folder, 0.1)[kind]
+    config = LearnerConfig(ranks=1, zero_stage=stage, precision="bf16", max_mean_logprob_gap_bf16=100)  # type: ignore[arg-type]
+    learner = Learner(str(folder / "llama"), OBJECTIVE, SGDConfig(lr=0.1), config, 1.0, 10, "cpu", value=value)
+    sequences = ppo_sequences(True, count=12)
+    learner.update(TrainingBatch.one_step(sequences), 0)
+    values = np.concatenate(learner.values(queries(sequences)))
+    learner.close()
+    rounded = torch.from_numpy(values).bfloat16().float().numpy()
+    assert len(np.unique(values)) > 0.95 * len(values)
+    assert (values != rounded).mean() > 0.9
+
+
 def test_allowed_sets_dropped_at_the_learner_are_caught(folder: Path) -> None:
     """X-5, the negative control: the full vocabulary's log-probabilities are not those that were sampled with."""
     dropped = [replace(sequence, allowed=None) for sequence in on_policy(folder, 1.0)]

@@ -18,10 +18,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import rayrlhf.envs  # registers the id
-from rayrlhf.config import PromptsConfig
+from rayrlhf.config import PromptsConfig, RunConfig
+from rayrlhf.environments import open_environments
 from rayrlhf.envs.single_turn import SingleTurn, TextSpace
 from rayrlhf.errors import EpisodeError, PromptError
 from rayrlhf.prompts import Prompts, load_prompts
+from rayrlhf.run_parts import environment_settings
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}"
@@ -321,6 +323,19 @@ def test_every_epoch_shows_every_prompt_once_in_an_order_of_its_own() -> None:
         assert all(texts[info["prompt"]] == text for text, info in shown)
         assert [info["prompt"] for _, info in shown] == np.random.default_rng(epoch).permutation(50).tolist()
     assert epochs[0] != epochs[1]
+
+
+def test_runs_of_other_seeds_meet_the_prompts_in_other_orders() -> None:
+    """Every prompt once an epoch in each of them; the order of seed 0 is that of the epoch alone."""
+    config = RunConfig()
+    orders = []
+    for seed in range(3):
+        settings = environment_settings(config.model_copy(update={"seed": seed}))["train"]
+        played = open_environments(settings, [f"prompt {number}" for number in range(50)])
+        orders.append([result.observation for result in played.reset(range(50))])
+    assert [set(order) for order in orders] == [set(orders[0])] * 3
+    assert len({tuple(order) for order in orders}) == 3
+    assert orders[0] == [f"prompt {number}" for number in np.random.default_rng(0).permutation(50)]
 
 
 def test_a_seed_shows_its_prompt_whatever_came_before_and_no_seed_goes_on() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayrlhf.algorithm_config import RejectionSamplingConfig
+from rayrlhf.algorithm_config import PPOConfig, ReinforceConfig, RejectionSamplingConfig, RLOOConfig
+from rayrlhf.algorithms import build_algorithm
 from rayrlhf.algorithms.rejection_sampling import RejectionSampling, choose_best
 from rayrlhf.errors import LearnerError
 from rayrlhf.kl_config import KLPenaltyConfig
@@ -46,6 +47,25 @@ def test_fraction_and_more_than_there_are() -> None:
         2
     ]
     assert kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep=99), three_episodes()) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("turns", "share", "kept"), [(100, 0.29, 29), (100, 0.57, 57), (7, 0.99, 6), (50, 0.58, 29)])
+def test_a_fraction_is_the_decimal_that_was_written(turns: int, share: float, kept: int) -> None:
+    """TW-20: the whole turns in n p: 0.29 of 100 is 29, though the product of floats is 28.999999999999996."""
+    episodes = [episode([turn(1, (i,), reward=float(i))], index=i) for i in range(turns)]
+    assert len(kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep_fraction=share), episodes)) == kept
+
+
+def test_a_score_for_every_turn_or_an_error() -> None:
+    """Scores of another length than the episode's turns, or of fewer episodes, are no scores of these."""
+    episodes = three_episodes()
+    scores = [score_of(t) for t in episodes]
+    algorithms = (RejectionSamplingConfig(), PPOConfig(), RLOOConfig(), ReinforceConfig())
+    for algorithm in (build_algorithm(config) for config in algorithms):
+        with pytest.raises(ValueError, match=r"shorter|scores for 2 turns of episode 0|answers"):
+            algorithm.prepare(episodes, [score_of(episodes[1]), *scores[1:]], [], 0)
+        with pytest.raises(ValueError, match=r"shorter|answers"):
+            algorithm.prepare(episodes, scores[:2], [], 0)
 
 
 def test_kl_is_subtracted_from_the_score() -> None:

@@ -288,6 +288,8 @@ def test_more_penalised_than_allowed_is_explained() -> None:
     rewards = RewardMixture([RewardPart(name="length")])
     scorer = ResponseScorer(rewards, config, max_new_tokens=24)
     scorer.check_stops([missing(number < 10) for number in range(20)])
+    exactly = ResponseScorer(rewards, rules(missing_stop={"mode": "fixed", "refuse_share": 0.29}), max_new_tokens=24)
+    exactly.check_stops([missing(number < 29) for number in range(100)])  # .29 * 100 is below 29 as a float
     with pytest.raises(ConfigError) as refused:
         scorer.check_stops([missing(number < 11) for number in range(20)])
     for part in (

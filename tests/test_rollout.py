@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ from rayrlhf.prompts import Prompt
 from rayrlhf.rollout import (
     deal_specs,
     episode_seed,
+    rollout_metrics,
     turn_seed,
     with_prompt_logprobs,
     with_reference,
     with_vocabulary_kl,
 )
 from rayrlhf.sampling.transformers_engine import SamplingSettings
-from rayrlhf.types import Trajectory
+from rayrlhf.types import GameState, Trajectory
 from tests import game_episodes
 
 TEXTS = ["Once upon a time", "Tim took"]
@@ -140,6 +142,21 @@ def test_prompts_are_scored_where_decoding_was_constrained(tiny_model: Path, tmp
     assert np.abs(constrained.prompt_logprobs - constrained.prompt_reference_logprobs).max() > 1e-3
     assert len(penalised_kl(constrained, "k1", include_prompt=True)) == 4
     assert len(penalised_kl(example, "k1", include_prompt=True)) == 2
+
+
+def test_texts_and_games_are_counted_by_hand() -> None:
+    """Episodes, tokens and ends of both; won, turns and what was understood of those that name commands alone."""
+    turns = [game_episodes.turn(2), game_episodes.turn(3), game_episodes.turn(4, won=True)]
+    texts = [game_episodes.episode(turns[:1]), game_episodes.episode([replace(turns[1], finish="length")], index=1)]
+    expected = {"rollout/episodes": 2, "rollout/tokens": 5, "rollout/length_mean": 2.5, "rollout/finished": 0.5}
+    assert rollout_metrics(texts) == expected
+    named = [replace(turn, before=GameState(commands=("go east", "wait"))) for turn in turns]
+    named[0] = replace(named[0], after=GameState(valid=False))
+    games = [game_episodes.episode([named[0], named[2]]), game_episodes.episode([named[1]], index=1)]
+    expected = {"rollout/episodes": 2, "rollout/tokens": 9, "rollout/length_mean": 4.5, "rollout/finished": 1}
+    assert rollout_metrics(games) == pytest.approx(
+        {**expected, "rollout/won": 0.5, "rollout/turns": 1.5, "rollout/valid": 2 / 3}
+    )
 
 
 def test_seeds_follow_from_run_iteration_and_index() -> None:

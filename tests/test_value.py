@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,12 +10,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlamaModel,
+)
 
 from rayrlhf.algorithm_config import HeadValueConfig, SeparateValueConfig
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, LearnerError, ModelError
+from rayrlhf.policy import vocabulary_fingerprint
 from rayrlhf.policy_network import PolicyNetwork
+from rayrlhf.reward_models.folder import finish_reward_model, load_reward_network, scalars_of, write_start
+from rayrlhf.reward_models.network import new_reward_network, padded, score_sequences
+from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars
+from rayrlhf.reward_models.text_format import TextFormat
 from rayrlhf.types import ValueQuery
 from rayrlhf.value import ValueHead, build_value_network, load_value, query_values, write_value
 
@@ -82,6 +97,96 @@ def test_a_reward_model_gives_its_trunk_and_its_score(policy: ModelConfig, rewar
             score = classifier(input_ids=torch.from_numpy(ids)[None]).logits[0, 0]
         assert abs(float(score)) > 0.01
         assert values.tolist() == pytest.approx([float(score)], abs=1e-5)
+
+
+class BiasedConfig(LlamaConfig):
+    model_type = "biased-llama"
+
+
+class BiasedModel(LlamaModel):
+    config_class = BiasedConfig
+
+
+class BiasedForSequenceClassification(LlamaForSequenceClassification):
+    """A sequence classifier whose score has a bias: none of transformers' own has, a model with code of its own may."""
+
+    config_class = BiasedConfig
+
+    def __init__(self, config: BiasedConfig) -> None:
+        super().__init__(config)
+        self.score = torch.nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+def test_the_bias_of_a_score_is_in_the_value(policy: ModelConfig, reward_model: Path, tmp_path: Path) -> None:
+    """WP-6: V of a whole text is what the classifier scores it with, its own bias included."""
+    AutoConfig.register("biased-llama", BiasedConfig, exist_ok=True)
+    AutoModel.register(BiasedConfig, BiasedModel, exist_ok=True)
+    AutoModelForSequenceClassification.register(BiasedConfig, BiasedForSequenceClassification, exist_ok=True)
+    settings = AutoConfig.from_pretrained(reward_model).to_dict()
+    classifier = BiasedForSequenceClassification(BiasedConfig(**{**settings, "model_type": "biased-llama"})).eval()
+    torch.nn.init.constant_(classifier.score.bias, 2.5)
+    classifier.save_pretrained(tmp_path)
+    network = build_value_network(SeparateValueConfig(init=str(tmp_path)), policy)
+    ids = np.arange(2, 9)
+    (values,) = query_values(network, [ValueQuery(np.append(ids, 0), len(ids))])
+    with torch.no_grad():
+        score = float(classifier(input_ids=torch.from_numpy(ids)[None]).logits[0, 0])
+    assert abs(score) > 1
+    assert values.tolist() == pytest.approx([score], abs=1e-5)
+
+
+def test_a_reward_models_bias_and_gain_are_in_the_value(policy: ModelConfig, tmp_path: Path) -> None:
+    """V of a whole text is the reward, to begin with: a reward model's folder has its bias beside the loaded score."""
+    folder = tmp_path / "reward"
+    tokenizer = AutoTokenizer.from_pretrained(policy.path)
+    network = new_reward_network(policy.path, tokenizer, seed=3)
+    network.rescale(mean=0.1, std=0.5, target_mean=-2.0, target_std=3.0)
+    text_format = TextFormat(vocabulary_fingerprint(tokenizer), (0,), 128)
+    write_start(folder, network, tokenizer, with_scalars(Sidecar(0.0, text_format), scalars_of(network)))
+    assert read_sidecar(folder).gain == pytest.approx(6.0)
+    for finished in (False, True):
+        if finished:  # the gain is folded into the head
+            finish_reward_model(folder, network, read_sidecar(folder))
+            assert read_sidecar(folder).gain == 1
+        values = build_value_network(SeparateValueConfig(init=str(folder)), policy)
+        texts = [np.random.default_rng(seed).integers(2, 300, 4 + 3 * seed) for seed in range(5)]
+        rewards = score_sequences(load_reward_network(folder).eval(), texts)
+        found = query_values(values, [ValueQuery(np.append(ids, 0), len(ids)) for ids in texts])
+        assert np.abs(rewards + 2.0).max() > 0.1
+        np.testing.assert_allclose(np.concatenate(found), rewards, atol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_head_on_a_bf16_trunk_answers_in_fp32(kind: str, autocast: bool) -> None:
+    """83 hidden states that lie close to each other have 83 values: in bf16 they would be a few."""
+    head = ValueHead(64, kind)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.nn.init.constant_(head.output.bias, 5.0)
+    head.bfloat16()
+    hidden = (1 + 0.05 * torch.randn(83, 64)).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        values = head(hidden)
+    exact = copy.deepcopy(head).double()(hidden.double()).detach()
+    assert values.dtype == torch.float32
+    assert len(values.unique()) == 83
+    assert len(exact.bfloat16().unique()) < 30  # what rounding would leave
+    torch.testing.assert_close(values.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reward_head_on_a_bf16_trunk_answers_in_fp32(policy: ModelConfig) -> None:
+    network = new_reward_network(policy.path, AutoTokenizer.from_pretrained(policy.path), seed=3).bfloat16()
+    ids, lengths = padded([np.random.default_rng(seed).integers(2, 300, 9) for seed in range(83)])
+    with torch.no_grad():
+        rewards = network(ids, lengths)
+        hidden = network.classifier.model(input_ids=ids).last_hidden_state[:, -1]
+    exact = hidden.double() @ network.head.weight.double().T
+    assert rewards.dtype == torch.float32
+    torch.testing.assert_close(rewards.double(), exact[:, 0], atol=1e-5, rtol=1e-5)
+    assert len(rewards.unique()) == 83
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neo", "qwen2"])

@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -26,10 +26,13 @@ from pydantic import Field
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import RunFolderError
 from rayrlhf.files import (
+    SHOWN,
     Count,
     Damage,
     Number,
+    check_plain,
     json_value,
+    printable,
     read_bytes,
     read_record,
     read_text,
@@ -38,6 +41,7 @@ from rayrlhf.files import (
     typed,
     typed_value,
 )
+from rayrlhf.lock import FolderLock, Held, is_held
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.sweep_config import SweepConfig
 from rayrlhf.yaml_text import parse_yaml
@@ -101,9 +105,11 @@ def planned_rows(path: Path) -> list[PlannedTrial]:
 
 def _planned(line: bytes, place: str) -> PlannedTrial:
     try:
-        return typed_value(PlannedTrial, json_value(line))
+        trial = typed_value(PlannedTrial, json_value(line))
     except Damage as error:
         raise RunFolderError(f"{place} is damaged ({error}); mend it from a copy") from None
+    check_trial_name(trial.name, place)
+    return trial
 
 
 class SweepFolder:
@@ -111,7 +117,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, config: SweepConfig, trials: Sequence[Trial]) -> SweepFolder:
@@ -153,6 +159,7 @@ class SweepFolder:
                 f"there is no sweep {config.name!r} in {config.storage_path!r} to resume: start it without --resume, or "
                 "give the name it has with sweep.name=..."
             )
+        check_plain(folder.path)
         folder._take_lock()
         try:
             before, now = folder.read_config().model_dump(mode="json"), config.model_dump(mode="json")
@@ -231,7 +238,7 @@ class SweepFolder:
         Raises RunFolderError where it does not.
         """
         deadline = time.monotonic() + _RELEASE_WAIT_S
-        while _is_locked(self.run_folder(trial) / ".lock"):
+        while is_held(self.run_folder(trial)):
             if time.monotonic() > deadline:
                 raise RunFolderError(
                     f"{self.run_folder(trial)} is still being written by another process: stop it, then --resume"
@@ -240,7 +247,7 @@ class SweepFolder:
 
     def close(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> SweepFolder:
@@ -250,16 +257,19 @@ class SweepFolder:
         self.close()
 
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
+            self._lock = FolderLock.take(self.path)
+        except Held as holder:
             raise RunFolderError(
-                f"the sweep {self.path.name!r} ({self.path}) is run by another process: wait for it or stop it, or give "
+                f"the sweep {self.path.name!r} ({self.path}) is run by {holder}: wait for it or stop it, or give "
                 "this one another name with sweep.name=..."
             ) from None
-        self._lock = descriptor
+
+
+def check_trial_name(name: object, place: Path | str) -> None:
+    """Raises RunFolderError for what no trial is called: it is the name of a folder among the sweep's trials."""
+    if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise RunFolderError(f"{place} is damaged: {printable(repr(name))[:SHOWN]} is no trial's name")
 
 
 def path_of(config: SweepConfig) -> Path:
@@ -279,17 +289,3 @@ def refuse_taken(config: SweepConfig) -> None:
 def _line(trial: Trial) -> bytes:
     row: dict[str, Any] = {"name": trial.name, "parameters": dict(trial.parameters), "seed": trial.seed}
     return json.dumps(row).encode() + b"\n"
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +22,8 @@ from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import CheckpointError, ConfigError, RunFolderError
-from rayrlhf.files import parse_json, read_bytes, read_record, replace_file, typed
-from rayrlhf.tune.folder import SweepFolder
+from rayrlhf.files import append_to, parse_json, read_bytes, read_record, replace_file, replace_folder, typed
+from rayrlhf.tune.folder import SweepFolder, check_trial_name
 from rayrlhf.tune.plan import TrialMaker
 from rayrlhf.tune.space import Dimension, Range
 from rayrlhf.tune.sweep_config import PBTConfig, SweepRequest
@@ -62,6 +61,8 @@ def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[
 
     Raises CheckpointError where the checkpoint was pruned, ConfigError for values that make no config.
     """
+    for name in (source.trial, trial):
+        check_trial_name(name, folder.path)
     donor, target = folder.run_folder(source.trial), folder.run_folder(trial)
     aside = target.with_name(f".{trial}.new")
     shutil.rmtree(aside, ignore_errors=True)
@@ -86,8 +87,7 @@ def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[
     _record(
         folder.exploits, {"trial": trial, "from": source.trial, "iteration": source.iterations, "parameters": values}
     )
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(aside, target)
+    replace_folder(aside, target)
 
 
 def last_values(exploits: Path) -> dict[str, Mapping[str, Any]]:
@@ -167,5 +167,5 @@ def _drawing(values: Range, stream: np.random.Generator) -> Any:
 
 def _record(path: Path, row: Mapping[str, Any]) -> None:
     """Appends a line; several trials may do so at once."""
-    with open(path, "ab", buffering=0) as file:
+    with append_to(path) as file:
         file.write(json.dumps(row).encode() + b"\n")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from rayrlhf.alarms import AlarmRecord, read_alarms
 from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import read_text, typed
+from rayrlhf.files import check_plain, read_text, typed
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, iter_samples
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.summary import DIVERSITY_TEXTS, REWARD_EPISODES, BaseDiversity
@@ -164,6 +164,7 @@ def read_sweep(folder: Path) -> SweepResults:
     path = folder / "sweep.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} is no sweep's folder: it holds no sweep.yaml")
+    check_plain(folder, not_folders=["report.html", "frontier.png", "points.csv", "table.csv", "trials.jsonl"])
     text = read_text(path, RunFolderError)
     found = parse_yaml(text, str(path), RunFolderError)
     told = typed(_Told, found, f"{path} is damaged or of another version of RayRLHF", RunFolderError)

@@ -32,7 +32,7 @@ class EpisodeAlgorithm:
     """An algorithm without a value network; its state is that of its KL controllers, and what a subclass adds."""
 
     def __init__(self, config: ObjectiveConfig, iterations: int = 1):
-        """iterations: of the whole run, for schedules."""
+        """iterations: that schedules are spread over, as a rule those of the run."""
         self._objective = config
         self.kl = KLController(config.kl, iterations)
         self.kl_loss = KLController(config.kl_loss, iterations) if config.kl_loss is not None else None
@@ -53,6 +53,11 @@ class EpisodeAlgorithm:
         The penalty is a number, not a tensor: no gradient flows through it (SPEC ALLIT-7), and baselines are taken on
         what this returns (SPEC ALLIT-5).
         """
+        for trajectory, score in zip(trajectories, scores, strict=True):
+            if len(score.total) != len(trajectory.turns):
+                raise ValueError(
+                    f"{len(score.total)} scores for {len(trajectory.turns)} turns of episode {trajectory.index}"
+                )
         kl, prompt = self._objective.kl, self._objective.include_prompt
         charged = [np.concatenate([penalised_kl(turn, kl.estimator, prompt) for turn in t.turns]) for t in trajectories]
         penalties = [penalty(of_episode, self.kl.coef, kl.reduction) for of_episode in charged]
@@ -64,9 +69,10 @@ class EpisodeAlgorithm:
         nats = [float(values.sum(dtype=np.float64)) for values in kls]
         entropies = [float(sum(turn_entropy(turn).sum(dtype=np.float64) for turn in t.turns)) for t in trajectories]
         raw = discounted_scores(scores, 1.0)
+        deviation = float(raw.std()) if np.ptp(raw) else 0.0  # of equal numbers std can be a last bit
         metrics = {
             "objective/score": float(raw.mean()),
-            "objective/score_std": float(raw.std()),
+            "objective/score_std": deviation,
             "objective/score_total": float(self.shaped_rewards(trajectories, scores).mean()),
             "objective/kl": float(np.mean(nats)),
             "objective/kl_per_token": float(sum(nats) / max(sum(len(values) for values in kls), 1)),

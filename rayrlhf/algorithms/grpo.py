@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rayrlhf.advantages import group_standardised
 from rayrlhf.algorithm_config import GRPOConfig
-from rayrlhf.algorithms.policy_gradient import PolicyGradient, by_group, group_metrics
+from rayrlhf.algorithms.policy_gradient import Floats, PolicyGradient, all_equal, by_group, group_metrics
 from rayrlhf.types import Trajectory
 
 
@@ -19,7 +16,12 @@ class GRPO(PolicyGradient):
         self.by_std = config.normalize_by_std
 
     def advantages(
-        self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
-    ) -> tuple[NDArray[np.float64], Mapping[str, float]]:
-        groups = by_group(shaped, trajectories)
-        return group_standardised(groups, self.by_std).reshape(-1), group_metrics(groups)
+        self, shaped: Floats, scores: Floats, trajectories: Sequence[Trajectory]
+    ) -> tuple[Floats, Mapping[str, float]]:
+        """Groups whose scores are all equal bear their KL term as it is: over its own deviation, that noise would be as
+        large as a reward."""
+        rewards, of_scores = by_group(shaped, trajectories), by_group(scores, trajectories)
+        advantages = group_standardised(rewards, self.by_std)
+        equal = all_equal(of_scores)
+        advantages[equal] = group_standardised(rewards[equal], by_std=False)
+        return advantages.reshape(-1), group_metrics(of_scores)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayrlhf.algorithm_config import PolicyGradientConfig
-from rayrlhf.algorithms.base import EpisodeAlgorithm
+from rayrlhf.algorithms.base import EpisodeAlgorithm, discounted_scores
 from rayrlhf.algorithms.sequences import (
     Segment,
     TurnTarget,
@@ -22,6 +22,8 @@ from rayrlhf.algorithms.sequences import (
 from rayrlhf.losses import ClippedLoss, Objective, PolicyGradientLoss
 from rayrlhf.types import EpisodeScore, FloatArray, TrainingBatch, TrainingSequence, Trajectory
 
+Floats = NDArray[np.float64]
+
 
 class PolicyGradient(EpisodeAlgorithm):
     """One advantage an episode, from its shaped reward: an algorithm is its `advantages`."""
@@ -34,9 +36,9 @@ class PolicyGradient(EpisodeAlgorithm):
         self.objective = Objective(policy, config.entropy_coef, kl=self.kl_objective)
 
     def advantages(
-        self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
-    ) -> tuple[NDArray[np.float64], Mapping[str, float]]:
-        """Advantages [N] from the shaped rewards [N] of the episodes, and metrics."""
+        self, shaped: Floats, scores: Floats, trajectories: Sequence[Trajectory]
+    ) -> tuple[Floats, Mapping[str, float]]:
+        """Advantages [N] from the shaped rewards [N] of the episodes, and metrics. scores: [N] without the KL penalty."""
         raise NotImplementedError
 
     def prepare(
@@ -49,7 +51,8 @@ class PolicyGradient(EpisodeAlgorithm):
         """See `interfaces.Algorithm`."""
         config = self.config
         shaped = self.shaped_rewards(trajectories, scores)
-        advantages, metrics = self.advantages(shaped, trajectories)
+        unshaped = discounted_scores(scores, config.turn_discount)
+        advantages, metrics = self.advantages(shaped, unshaped, trajectories)
         sequences = training_sequences(trajectories, advantages, config, self.with_reference)
         batch = training_batch(
             sequences,
@@ -63,7 +66,7 @@ class PolicyGradient(EpisodeAlgorithm):
         return batch, {**self.objective_metrics(trajectories, scores), **metrics}
 
 
-def by_group(values: NDArray[np.float64], trajectories: Sequence[Trajectory]) -> NDArray[np.float64]:
+def by_group(values: Floats, trajectories: Sequence[Trajectory]) -> Floats:
     """Values [N] of the episodes as [G, K]: a row a group, in the order the episodes come in."""
     groups: dict[int, list[int]] = {}
     for position, trajectory in enumerate(trajectories):
@@ -78,7 +81,7 @@ def by_group(values: NDArray[np.float64], trajectories: Sequence[Trajectory]) ->
 
 def training_sequences(
     trajectories: Sequence[Trajectory],
-    advantages: NDArray[np.float64],
+    advantages: Floats,
     config: PolicyGradientConfig,
     with_reference: bool = False,
 ) -> list[TrainingSequence]:
@@ -90,7 +93,7 @@ def training_sequences(
     counts = [sum(int(counted_tokens(turn, prompt).sum()) for turn in t.turns) for t in trajectories]
     weights = token_weights(counts, config.loss_reduction)
     sequences = []
-    for trajectory, advantage, weight in zip(trajectories, advantages, weights):
+    for trajectory, advantage, weight in zip(trajectories, advantages, weights, strict=True):
         targets = [constant(turn, float(advantage), weight, prompt) for turn in trajectory.turns]
         sequences += [
             training_sequence(segment, trajectory.turns, targets, with_reference)
@@ -111,6 +114,11 @@ def _segments(trajectory: Trajectory, targets: Sequence[TurnTarget], include_pro
     return [segment for segment in found if any(targets[i].weights.any() for i in segment.turns)]
 
 
-def group_metrics(rewards: NDArray[np.float64]) -> Mapping[str, float]:
-    """Share of groups [G, K] whose rewards are all equal: they teach nothing."""
-    return {"objective/zero_variance_groups": float((np.ptp(rewards, axis=1) == 0).mean())}
+def all_equal(scores: Floats) -> NDArray[np.bool_]:
+    """[G] the groups [G, K] whose scores are all equal: they teach nothing of the reward, whatever their KL is."""
+    return np.ptp(scores, axis=1) == 0
+
+
+def group_metrics(scores: Floats) -> Mapping[str, float]:
+    """Share of groups [G, K] whose scores are all equal."""
+    return {"objective/zero_variance_groups": float(all_equal(scores).mean())}

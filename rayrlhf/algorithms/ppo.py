@@ -62,7 +62,7 @@ class PPO(EpisodeAlgorithm):
     ) -> list[Sequence[float] | None]:
         """V of what the policy was shown at each turn."""
         held = answers_by_episode(trajectories, values)
-        return [[float(own[0]) for own in values_of_turns(*row)] for row in zip(trajectories, held)]
+        return [[float(own[0]) for own in values_of_turns(*row)] for row in zip(trajectories, held, strict=True)]
 
     def prepare(
         self,
@@ -75,13 +75,13 @@ class PPO(EpisodeAlgorithm):
         config = self.config
         held = answers_by_episode(trajectories, values)
         steps = [decision_steps(trajectory) for trajectory in trajectories]
-        rewards = [step_rewards(*row, config.kl, self.kl.coef) for row in zip(trajectories, scores, steps)]
+        rewards = [step_rewards(*row, config.kl, self.kl.coef) for row in zip(trajectories, scores, steps, strict=True)]
         if config.whiten_rewards == "batch":
             mean, factor = whitening(np.concatenate(rewards))
             rewards = [(episode - mean) * factor + mean for episode in rewards]
-        credits = [credit(*row, config.gae) for row in zip(trajectories, rewards, held, steps)]
+        credits = [credit(*row, config.gae) for row in zip(trajectories, rewards, held, steps, strict=True)]
         sequences = []
-        for trajectory, targets in zip(trajectories, self._targets(trajectories, credits)):
+        for trajectory, targets in zip(trajectories, self._targets(trajectories, credits), strict=True):
             for segment in segments(trajectory):
                 if any(targets[i].value_weights.any() for i in segment.turns):
                     sequences.append(training_sequence(segment, trajectory.turns, targets, self.with_reference))
@@ -106,13 +106,13 @@ class PPO(EpisodeAlgorithm):
         turns = [trajectory.turns for trajectory in trajectories]
         trained = [sum(int(turn.choices.sum()) for turn in episode) for episode in turns]
         valued = [
-            sum(0 if turn.example else len(tokens) for turn, tokens in zip(episode, c.tokens))
-            for episode, c in zip(turns, credits)
+            sum(0 if turn.example else len(tokens) for turn, tokens in zip(episode, c.tokens, strict=True))
+            for episode, c in zip(turns, credits, strict=True)
         ]
         reduction = self.config.loss_reduction
         weights, value_weights = token_weights(trained, reduction), token_weights(valued, reduction)
         advantages = self._whitened(turns, credits)
-        return [_turn_targets(*row) for row in zip(turns, credits, advantages, weights, value_weights)]
+        return [_turn_targets(*row) for row in zip(turns, credits, advantages, weights, value_weights, strict=True)]
 
     def _whitened(self, turns: Sequence[Sequence[Turn]], credits: Sequence[Credit]) -> list[Floats]:
         """Advantages of each episode's steps, over the steps that are trained."""
@@ -121,8 +121,8 @@ class PPO(EpisodeAlgorithm):
         if kind in ("none", "minibatch"):
             return advantages
         chosen = [
-            np.concatenate([turn.choices[tokens] for turn, tokens in zip(episode, c.tokens)])
-            for episode, c in zip(turns, credits)
+            np.concatenate([turn.choices[tokens] for turn, tokens in zip(episode, c.tokens, strict=True)])
+            for episode, c in zip(turns, credits, strict=True)
         ]
         groups = [[i] for i in range(len(credits))] if kind == "episode" else [list(range(len(credits)))]
         for group in groups:
@@ -142,15 +142,19 @@ def episode_queries(trajectory: Trajectory) -> list[ValueQuery]:
 
 def answers_by_episode(trajectories: Sequence[Trajectory], values: Sequence[FloatArray]) -> list[list[FloatArray]]:
     """The answers to all queries, episode by episode."""
+    counts = [len(episode_queries(trajectory)) for trajectory in trajectories]
+    if len(values) != sum(counts):
+        raise ValueError(f"{len(values)} answers to {sum(counts)} value queries")
     answers = iter(values)
-    return [[next(answers) for _ in episode_queries(trajectory)] for trajectory in trajectories]
+    return [[next(answers) for _ in range(count)] for count in counts]
 
 
 def values_of_turns(trajectory: Trajectory, held: Sequence[FloatArray]) -> list[FloatArray]:
     """Values before each response token of each turn, [T] each; `held` answers `episode_queries`."""
     of_turns: dict[int, FloatArray] = {}
-    for segment, values in zip(segments(trajectory), held):
-        for position, start in zip(segment.turns, segment.starts):
+    found = segments(trajectory)
+    for segment, values in zip(found, held[: len(found)], strict=True):  # the last may be of what came after
+        for position, start in zip(segment.turns, segment.starts, strict=True):
             begin = start - segment.starts[0]
             of_turns[position] = values[begin : begin + len(trajectory.turns[position].response_ids)]
     return [of_turns[position] for position in range(len(trajectory.turns))]
@@ -172,7 +176,7 @@ def step_rewards(
     """
     share = 1.0 if kl.reduction == "sum" else 1.0 / max(trajectory.response_tokens, 1)
     rewards = []
-    for turn, tokens, total in zip(trajectory.turns, steps, score.total):
+    for turn, tokens, total in zip(trajectory.turns, steps, score.total, strict=True):
         of_turn = -coef * share * penalised_kl(turn, kl.estimator, False)[tokens].astype(np.float64)
         of_turn[-1] += float(total)
         rewards.append(of_turn)
@@ -207,6 +211,7 @@ def _turn_targets(
         of_episode.of_turns(advantages),
         of_episode.of_turns(of_episode.values),
         of_episode.of_turns(of_episode.returns),
+        strict=True,
     )
     targets = []
     for turn, tokens, of_advantage, of_value, of_return in rows:

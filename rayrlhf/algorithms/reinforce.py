@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rayrlhf.advantages import minus_moving_average
 from rayrlhf.algorithm_config import ReinforceConfig
-from rayrlhf.algorithms.policy_gradient import PolicyGradient
+from rayrlhf.algorithms.policy_gradient import Floats, PolicyGradient
 from rayrlhf.types import Trajectory
 
 
@@ -21,8 +18,8 @@ class Reinforce(PolicyGradient):
         self.average: float | None = None  # of shaped rewards, over the batches before this one
 
     def advantages(
-        self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
-    ) -> tuple[NDArray[np.float64], Mapping[str, float]]:
+        self, shaped: Floats, scores: Floats, trajectories: Sequence[Trajectory]
+    ) -> tuple[Floats, Mapping[str, float]]:
         if self.decay is None:
             return shaped, {}
         advantages, self.average = minus_moving_average(shaped, self.average, self.decay)

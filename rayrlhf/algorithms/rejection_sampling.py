@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from rayrlhf.algorithms.sequences import Segment, constant, counted_tokens, trai
 from rayrlhf.errors import LearnerError
 from rayrlhf.kl import penalised_kl, penalty
 from rayrlhf.losses import Objective, PolicyGradientLoss
+from rayrlhf.shares import share_of
 from rayrlhf.types import EpisodeScore, FloatArray, TrainingBatch, TrainingSequence, Trajectory, Turn
 
 Floats = NDArray[np.float64]
@@ -36,8 +38,8 @@ class RejectionSampling(EpisodeAlgorithm):
         """See `interfaces.Algorithm`."""
         config = self.config
         turns, of_turns = self.candidates(trajectories, scores)
-        wanted = len(turns) // 2 if config.keep_fraction is None else int(len(turns) * config.keep_fraction)
-        wanted = max(1, wanted if config.keep is None else config.keep)
+        share = 0.5 if config.keep_fraction is None else config.keep_fraction
+        wanted = config.keep or max(1, math.floor(share_of(share, len(turns))))
         kept = choose_best(turns, of_turns, wanted, config.ties == "all", config.dedupe, seed)
         sequences = cross_entropy_sequences([turns[i] for i in kept], config.train_prompt, self.with_reference)
         batch = training_batch(
@@ -63,11 +65,11 @@ class RejectionSampling(EpisodeAlgorithm):
         Turns that were examples or left no choice are none.
         """
         kl, turns, values = self.config.kl, [], []
-        for trajectory, score in zip(trajectories, scores):
+        for trajectory, score in zip(trajectories, scores, strict=True):
             if trajectory.truncated and self.config.unfinished == "drop":
                 continue
             returns = discounted_returns(score.total.astype(np.float64), self.config.turn_discount)
-            for turn, value in zip(trajectory.turns, returns):
+            for turn, value in zip(trajectory.turns, returns, strict=True):
                 if turn.choices.any():
                     turns.append(turn)
                     charged = penalised_kl(turn, kl.estimator, include_prompt=False)
@@ -93,7 +95,7 @@ def choose_best(
     if dedupe:
         seen: set[tuple[bytes, bytes]] = set()
         keys = [(turns[i].prompt_ids.tobytes(), turns[i].response_ids.tobytes()) for i in order]
-        order = np.array([i for i, key in zip(order, keys) if not (key in seen or seen.add(key))])  # type: ignore[func-returns-value]
+        order = np.array([i for i, key in zip(order, keys, strict=True) if not (key in seen or seen.add(key))])  # type: ignore[func-returns-value]
     kept = order[:wanted]
     if all_ties:
         kept = order[values[order] >= values[kept[-1]]]

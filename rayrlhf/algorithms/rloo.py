@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rayrlhf.advantages import leave_one_out
-from rayrlhf.algorithms.policy_gradient import PolicyGradient, by_group, group_metrics
+from rayrlhf.algorithms.policy_gradient import Floats, PolicyGradient, by_group, group_metrics
 from rayrlhf.types import Trajectory
 
 
 class RLOO(PolicyGradient):
     def advantages(
-        self, shaped: NDArray[np.float64], trajectories: Sequence[Trajectory]
-    ) -> tuple[NDArray[np.float64], Mapping[str, float]]:
+        self, shaped: Floats, scores: Floats, trajectories: Sequence[Trajectory]
+    ) -> tuple[Floats, Mapping[str, float]]:
         groups = by_group(shaped, trajectories)
-        return leave_one_out(groups).reshape(-1), group_metrics(groups)
+        return leave_one_out(groups).reshape(-1), group_metrics(by_group(scores, trajectories))

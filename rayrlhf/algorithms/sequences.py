@@ -71,8 +71,10 @@ def training_sequence(
     own = [(turns[i], targets[i]) for i in segment.turns]
     reach = len(own[0][1].weights) - len(own[0][0].response_ids)  # prompt tokens that count
     start = segment.starts[0] - reach
-    places = [slice(begin - start - reach, begin - start + len(turn.response_ids)) for begin, (turn, _) in zip(
-        segment.starts, own)]  # fmt: skip
+    places = [
+        slice(begin - start - reach, begin - start + len(turn.response_ids))
+        for begin, (turn, _) in zip(segment.starts, own, strict=True)
+    ]
     scored = len(segment.input_ids) - start
 
     def spread(pieces: Sequence[FloatArray]) -> FloatArray:
@@ -80,7 +82,7 @@ def training_sequence(
         if not any(len(piece) for piece in pieces):
             return np.zeros(0, np.float32)
         values = np.zeros(scored, np.float32)
-        for place, piece in zip(places, pieces):
+        for place, piece in zip(places, pieces, strict=True):
             values[place] = piece
         return values
 
@@ -108,7 +110,7 @@ def _allowed(turns: Sequence[Turn], places: Sequence[slice], scored: int) -> All
     if all(allowed is None for allowed in sets):
         return None
     counts = np.zeros(scored, np.int64)
-    for allowed, place in zip(sets, places):
+    for allowed, place in zip(sets, places, strict=True):
         if allowed is not None:
             counts[place.stop - len(allowed.counts) : place.stop] = allowed.counts
     held = [allowed for allowed in sets if allowed is not None]
@@ -146,8 +148,8 @@ def split_into_minibatches(
     if minibatches == 1:
         return [[Minibatch(tuple(range(len(sequences))))]] * epochs
     if reduction == "token_mean":
-        of_policy = [np.count_nonzero(sequence.weights) for sequence in sequences]
-        of_values = [np.count_nonzero(sequence.value_weights) for sequence in sequences]
+        of_policy = [int(np.count_nonzero(sequence.weights)) for sequence in sequences]
+        of_values = [int(np.count_nonzero(sequence.value_weights)) for sequence in sequences]
     else:
         of_policy = of_values = [1] * len(sequences)
     rng = np.random.default_rng(seed)

@@ -18,7 +18,12 @@ from rayrlhf.games.cli import make_games_command
 from rayrlhf.plugin_cli import parsed_parameters, say_results, yaml_parameters
 from rayrlhf.terminal_output import plain_console, say
 
-envs_app = typer.Typer(help="List, show, test and time environments; make games.", no_args_is_help=True)
+envs_app = typer.Typer(
+    help="List, show, test and time environments; make games.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Name = Annotated[
     str,
@@ -57,7 +62,7 @@ def show(name: Name, parameters: Parameters = None) -> None:
     given = parsed_parameters(parameters or (), EpisodeError)
     known = constructor_parameters(name)
     say(f"{name} ({plugins.origin('environment', name)})\n")
-    say(inspect.getdoc(plugins.load("environment", name)) or "It has no documentation.")
+    say(inspect.getdoc(plugins.underlying(plugins.load("environment", name))) or "It has no documentation.")
     say(f"\nParameters: {listing(known) or 'none'}")
     lines = [f"name: {json.dumps(name) if ':' in name else name}", *yaml_parameters(known, given)]
     say("\nIn a config:\n  environment:\n    " + "\n    ".join(lines))

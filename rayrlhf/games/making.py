@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rayrlhf.errors import EpisodeError, InstallationError
 from rayrlhf.games.kinds import GameKind
+from rayrlhf.python_path import safe_python_path
 from rayrlhf.terminal_output import plain_console
 from rayrlhf.types import Split
 
@@ -138,7 +139,8 @@ def _each_made(make: Callable[[int], Path], numbers: Sequence[int], processes: i
         yield from map(make, numbers)
         return
     # Spawned: a fork would copy the threads' locks of a driver that has started Ray and torch.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with safe_python_path(), ProcessPoolExecutor(processes, context) as pool:
         try:
             yield from pool.map(make, numbers)
         except BrokenProcessPool as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +24,9 @@ from rayrlhf.play.setting import Setting, find_setting
 from rayrlhf.play.terminal import Person, Screen, Watcher, keyboard
 from rayrlhf.play.transcripts import Header, PlayedTurn, read_transcript
 from rayrlhf.policy import (
-    check_vocabulary,
+    check_policy,
     context_length,
+    end_ids,
     load_policy,
     load_tokenizer,
     resolve_model,
@@ -153,17 +154,16 @@ def take_seat(setting: Setting, with_policy: bool) -> Seat:
         return Seat(CodePointPrompter(), from_code_points, "code points", None)
     tokenizer = load_tokenizer(model)
     context, sampling = context_length(model), setting.sampling
-    prompter = make_prompter(setting.agent, tokenizer, (), context, sampling.max_new_tokens)
+    ends = end_ids(model, tokenizer)
+    prompter = make_prompter(setting.agent, tokenizer, (), context, sampling.max_new_tokens, ends)
     policy = None
     if with_policy:
         network = load_policy(model)
-        check_vocabulary(model, network, tokenizer)
+        check_policy(model, network, tokenizer)
         folder = value_folder(model)
         value = load_value(folder, network) if folder.is_dir() else None
-        policy = PlayPolicy(
-            network, int(tokenizer.eos_token_id), prompter, setting.agent, sampling, value, setting.response
-        )
-    return Seat(prompter, text_maker(tokenizer), vocabulary_fingerprint(tokenizer), policy)
+        policy = PlayPolicy(network, ends, prompter, setting.agent, sampling, value, setting.response)
+    return Seat(prompter, text_maker(tokenizer, ends), vocabulary_fingerprint(tokenizer), policy)
 
 
 def value_folder(model: ModelConfig) -> Path:
@@ -171,13 +171,13 @@ def value_folder(model: ModelConfig) -> Path:
     return Path(resolve_model(model.path)).parent / "value"
 
 
-def text_maker(tokenizer: PreTrainedTokenizerBase) -> Callable[[IntArray], str]:
-    """Ids as text with special tokens, but without an EOS at the end and the BOS that the tokenizer adds by itself."""
+def text_maker(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> Callable[[IntArray], str]:
+    """Ids as text with special tokens, but without an end at their end and the BOS that the tokenizer adds by itself."""
     adds_bos = list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]
 
     def text_of(ids: IntArray) -> str:
         kept = ids.tolist()
-        if kept and kept[-1] == tokenizer.eos_token_id:
+        if kept and kept[-1] in (tokenizer.eos_token_id, *ends):
             kept = kept[:-1]
         if adds_bos and kept[:1] == [tokenizer.bos_token_id]:
             kept = kept[1:]

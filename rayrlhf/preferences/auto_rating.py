@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from rayrlhf.preferences.records import Best, Comparison, Source
+from rayrlhf.shares import share_of
 
 AUTOMATIC_SHARE = 0.3  # SPEC GWERN-8
 
@@ -68,11 +70,8 @@ def cap_automatic(comparisons: Sequence[Comparison], share: float = AUTOMATIC_SH
 
 
 def _most_automatic(others: int, share: float) -> int:
-    """Largest n with n / (n + others) <= share, whatever the rounding of the quotient."""
-    most = int(share / (1 - share) * others) + 1
-    while most and most > share * (most + others):
-        most -= 1
-    return most
+    """Largest n with n / (n + others) <= share, exactly; share < 1."""
+    return math.floor(share_of(share, others) / (1 - share_of(share, 1)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import parse_json, replace_file, typed
+from rayrlhf.files import check_plain, parse_json, replace_file, typed
 from rayrlhf.intervals import Estimate
 from rayrlhf.preferences.compare_config import CompareConfig
 from rayrlhf.preferences.compare_samples import Samples, check_settings, paired
@@ -60,6 +60,7 @@ class BlindComparison:
         """
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
+        check_plain(folder, ["results.json", "results.jsonl"])
         self._store = RatingStore(folder / STORE)
         try:
             if _META not in self._store.meta():

@@ -31,6 +31,7 @@ from rayrlhf.reward_models.project_labels import TOKENIZER, project_labels
 from rayrlhf.reward_models.scoring import RewardScorer
 from rayrlhf.reward_models.tasks import sample_task
 from rayrlhf.reward_models.training import make_reward_model
+from rayrlhf.shares import share_of
 from rayrlhf.text_statistics import distinct_n
 from rayrlhf.types import Trajectory
 
@@ -115,9 +116,9 @@ class Stages:
         items = self._sampled(round_)
         wanted = self.loop.comparisons_per_round * (self.loop.rounds if self.loop.labels == "static" else 1)
         began = len(self._rated()) - len(self._rated_of(items))
-        figures: dict[str, float] = {}
+        figures: dict[str, float | None] = {}
         if self.loop.rater is not None:
-            figures = self._simulate(self.loop.rater, items, wanted, round_)
+            figures |= self._simulate(self.loop.rater, items, wanted, round_)
         else:
             self._wait_for_people(items, wanted, round_)
         rated = self._rated_of(items)
@@ -177,16 +178,18 @@ class Stages:
 
     def _by_the_rule(
         self, rater: SimulatedRaterConfig, scorer: RewardScorer, vocabulary: str, played: list[Trajectory]
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """The hidden rule's mean, the base's, and the reward model's accuracy on untied pairs of held-out texts."""
         base = sample_task(self.task, self.task.model, self.loop.evaluation_samples, HELD_OUT_SEED - 1)
-        told: dict[str, float] = {}
+        told: dict[str, float | None] = {}
+        rule_means: dict[str, float] = {}
         for name, trajectories in (("base", base), ("policy", played)):
             items = [self._item(trajectory, self.task.model, None) for trajectory in trajectories]
             rule = rule_scores(items, rater.rule, rater.per_word)
-            told[f"rule_{name}"] = float(rule.mean())
+            rule_means[name] = float(rule.mean())
+            told[f"rule_{name}"] = rule_means[name]
             told[f"accuracy_{name}"], told[f"pairs_{name}"] = accuracy(scorer.score(trajectories, vocabulary), rule)
-        return {**told, "rule_ratio": told["rule_policy"] / told["rule_base"]}
+        return {**told, "rule_ratio": rule_means["policy"] / rule_means["base"] if rule_means["base"] else None}
 
     def _simulate(self, rater: SimulatedRaterConfig, items: list[Item], wanted: int, round_: Round) -> dict[str, float]:
         noise = self._noise(rater)
@@ -235,7 +238,7 @@ class Stages:
         seed, new = self._seed(round_), {item.id for item in items}
         earlier = [item for item in self.store.items().values() if (item.iteration or 0) < round_.number]
         rng = np.random.default_rng([seed, 0xB21D])
-        bridges = round(self.loop.bridges * count) if earlier else 0
+        bridges = round(share_of(self.loop.bridges, count)) if earlier else 0
         across = self._across(items, [item for item in earlier if item.id not in new], bridges, rng)
         within = propose(
             items, asked, self.store.skips(), self.config.pairing, self.config.ranking, count - len(across), seed
@@ -297,7 +300,7 @@ class Stages:
         from rayrlhf.checkpoint import newest_model
 
         folder = Round(self.project, number).folder / POLICY
-        return ModelConfig(path=str(newest_model(folder / "checkpoints")))
+        return self.task.model.model_copy(update={"path": str(newest_model(folder / "checkpoints")), "scratch": None})
 
     def _run_config(self, number: int, start: ModelConfig) -> RunConfig:
         round_ = Round(self.project, number)

@@ -17,10 +17,10 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from rayrlhf.errors import PreferenceError, UserError
-from rayrlhf.files import printable
 from rayrlhf.preferences.page_guard import FRAME_HEADERS, PageGuard, allowed_hosts
 from rayrlhf.preferences.presenters import AUDIO_TYPES, Audio, Html, Presenter
 from rayrlhf.preferences.rating_session import LONGEST_NAME, VERDICTS, RatingSession, is_verdict, rater_name
+from rayrlhf.report_page import environment
 
 _STATIC = {"rate.css": "text/css", "rate.js": "text/javascript"}
 _WATCH_S = 0.25
@@ -55,17 +55,10 @@ class Render(Protocol):
 
 def _renderer(**shared: object) -> Render:
     """shared: what all templates get."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "templates"),
-        autoescape=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # whatever a template writes
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = environment(jinja2.PackageLoader(__package__, "templates"))
 
     def render(request: Request, template: str, context: Mapping[str, object], status: int = 200) -> Response:
-        page = environment.get_template(template).render({**shared, **context, "nonce": request.state.nonce})
+        page = templates.get_template(template).render({**shared, **context, "nonce": request.state.nonce})
         return HTMLResponse(page, status)
 
     return render

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rayrlhf.errors import PreferenceError
+from rayrlhf.extras import require
 from rayrlhf.terminal_output import plain_console, say
 from rayrlhf.trust_option import TrustOption
 
@@ -54,6 +55,8 @@ def rate(
     from rayrlhf.preferences.project import load_project_config, open_store
     from rayrlhf.trust import Trust, code_of_rating, require_project
 
+    if not terminal:
+        require("rating", "the rating page (`--terminal` does without it)")
     if seconds is not None and not math.isfinite(seconds):
         raise PreferenceError(f"--seconds {seconds}: a time box is a number of seconds")
     config = load_project_config(project)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import cast
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import sync_folder
+from rayrlhf.files import SHOWN, check_plain, printable, sync_folder
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
 from rayrlhf.preferences.schema import (
     APPLICATION_ID,
@@ -56,6 +56,8 @@ class RatingStore:
         """
         self.path = path
         self._lock = threading.RLock()
+        # SQLite would follow links from any of them
+        check_plain(path.parent, [f"{path.name}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")])
         with self._faults():
             if not path.exists():
                 _create(path)
@@ -197,6 +199,13 @@ class RatingStore:
         """Raises PreferenceError for a file of another program or of a later version; migrates one of an earlier."""
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise PreferenceError(f"{self.path} is no rating store: move it away, or name another folder")
+        made = self._connection.execute(
+            "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+        ).fetchone()
+        if made is not None:  # a view or a trigger runs what somebody wrote: without end, if they like
+            raise PreferenceError(
+                f"{self.path} is no rating store: it holds {printable(made[0])[:SHOWN]}, which runs by itself"
+            )
         version = version_of(self._connection)
         if version > len(MIGRATIONS):
             raise PreferenceError(

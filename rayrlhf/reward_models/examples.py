@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rayrlhf.shares import share_of
 from rayrlhf.types import IntArray
 
 
@@ -88,7 +89,7 @@ def held_out_indices(parts: Sequence[str], share: float, seed: int) -> tuple[Int
     """
     rng = np.random.default_rng([seed, 0x5E1F])
     names, codes, counts = np.unique(np.asarray(parts, str), return_inverse=True, return_counts=True)
-    wanted = round(share * len(parts))
+    wanted = round(share_of(share, len(parts)))
     if share > 0 and wanted == 0 and len(parts) > 1:
         wanted = 1
     if len(names) < 2 or counts.max() > 0.5 * len(parts):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from rayrlhf.errors import ModelError
+from rayrlhf.model_config import check_claims, first_line
+from rayrlhf.policy import load_whole
 from rayrlhf.reward_models.network import RewardNetwork
 from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars, write_sidecar
 
@@ -51,16 +52,9 @@ def scalars_of(network: RewardNetwork) -> dict[str, float]:
 def load_reward_network(folder: Path) -> RewardNetwork:
     """The network in evaluation mode, in float32 on the CPU. Raises ModelError."""
     sidecar = read_sidecar(folder)
-    try:
-        classifier: Any
-        classifier, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"reward model {folder} does not load: {reason}") from error
-    if report["missing_keys"]:
-        raise ModelError(f"reward model {folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+    if (folder / "config.json").is_file():
+        check_claims(folder, str(folder))
+    classifier = load_whole(AutoModelForSequenceClassification, folder, f"reward model {folder}", dtype=torch.float32)
     return RewardNetwork(classifier, sidecar.gain, sidecar.bias, sidecar.log_tie).eval()
 
 
@@ -69,6 +63,5 @@ def load_reward_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"reward model {folder}: its tokenizer does not load: {reason}") from error
+        raise ModelError(f"reward model {folder}: its tokenizer does not load: {first_line(error)}") from error
     return tokenizer

@@ -1,7 +1,7 @@
 """The network of a reward model: a causal language model, a linear head at the last present token, a gain and a bias.
 
-reward = gain * head(hidden state of the last token) + bias (SPEC LMHP-9, LMHP-10). The head has no bias of its own: the
-outer one does its work. Positions are told by lengths, never by comparing ids with a pad id (SPEC X-2).
+reward = gain * head(hidden state of the last token) + bias (SPEC LMHP-9, LMHP-10), in fp32. The head has no bias of its
+own: the outer one does its work. Positions are told by lengths, never by comparing ids with a pad id (SPEC X-2).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from transformers.utils import logging
 
 from rayrlhf.errors import ModelError
+from rayrlhf.heads import HeadLinear
+from rayrlhf.model_config import first_line
+from rayrlhf.policy import check_finite_weights
 from rayrlhf.types import FloatArray, IntArray
 
 PAD = "<|reward-pad|>"
@@ -33,6 +36,7 @@ class RewardNetwork(nn.Module):
         log_tie: log of Davidson's parameter of ties, in the loss alone.
         """
         super().__init__()
+        classifier.score = HeadLinear.of(classifier.score)  # type: ignore[arg-type]
         self.classifier = classifier
         self.gain = nn.Parameter(torch.tensor([gain]))
         self.bias = nn.Parameter(torch.tensor([bias]))
@@ -49,7 +53,7 @@ class RewardNetwork(nn.Module):
         backbone: Any = getattr(self.classifier, self.classifier.base_model_prefix)
         hidden = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-        return self.gain * self.head(last).squeeze(-1).float() + self.bias
+        return self.gain * self.head(last).squeeze(-1) + self.bias
 
     def score_in_pieces(self, input_ids: Tensor, lengths: Tensor, rows: int) -> Tensor:
         """As `forward`, `rows` sequences at a time with activations computed anew for the gradient (SPEC LMHP-35)."""
@@ -85,8 +89,7 @@ def new_reward_network(model: str, tokenizer: PreTrainedTokenizerBase, seed: int
             model, num_labels=1, dtype=torch.float32, pad_token_id=None, trust_remote_code=False
         )
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model {model} cannot become a reward model: {reason}") from error
+        raise ModelError(f"model {model} cannot become a reward model: {first_line(error)}") from error
     finally:
         logging.set_verbosity(before)
     head = getattr(classifier, "score", None)
@@ -95,6 +98,7 @@ def new_reward_network(model: str, tokenizer: PreTrainedTokenizerBase, seed: int
             f"model {model}: {type(classifier).__name__} has no linear head `score` at the last token; give a causal "
             "language model such as Llama, Qwen or GPT-2"
         )
+    check_finite_weights(classifier.base_model, f"model {model}")
     tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > classifier.get_input_embeddings().weight.shape[0]:
         classifier.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.errors import ModelError
 from rayrlhf.files import read_record
-from rayrlhf.policy import context_length, load_tokenizer, resolve_model, vocabulary_fingerprint
+from rayrlhf.policy import context_length, end_ids, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.records import Comparison, Item, Rating
 from rayrlhf.reward_models.config import RewardModelConfig
@@ -190,9 +190,13 @@ def _start(
     """The network to train: the reference's trunk with a new head, or another reward model (SPEC Q-9)."""
     if config.init is not None:
         folder = Path(config.init)
-        return load_reward_network(folder), load_reward_tokenizer(folder), read_sidecar(folder).text_format
+        network, tokenizer = load_reward_network(folder), load_reward_tokenizer(folder)
+        text_format = read_sidecar(folder).text_format
+        if not text_format.ends:  # made before texts were read without their ends: what is trained now is
+            text_format = replace(text_format, ends=(int(tokenizer.eos_token_id),))
+        return network, tokenizer, text_format
     tokenizer = load_tokenizer(reference)
-    text_format = TextFormat.of(tokenizer, context_length(reference))
+    text_format = TextFormat.of(tokenizer, context_length(reference), end_ids(reference, tokenizer))
     return new_reward_network(resolve_model(reference.path), tokenizer, config.seed).eval(), tokenizer, text_format
 
 
