@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -22,6 +21,7 @@ from rayrlhf import ray_start
 from rayrlhf.actor_process import FORGET_LAUNCHERS, SETTLE
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError, RunFolderError, UserError
+from rayrlhf.files import json_value
 from rayrlhf.python_path import LAST, child_python_path, last_folders
 from rayrlhf.ray_address import given_address
 from rayrlhf.reaper import reaped
@@ -189,7 +189,7 @@ def grows() -> bool:
     from ray.experimental.internal_kv import _internal_kv_get
 
     try:
-        report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
+        report = json_value(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or b"{}").get("autoscaler_report") or {}
         kinds = list(report.get("active_nodes", {}))
     except (ValueError, AttributeError):  # of another version of Ray
         return False

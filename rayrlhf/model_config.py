@@ -178,7 +178,8 @@ def read_model_config(config: ModelConfig, path: str) -> PretrainedConfig:
             f"model {config.path}: {printable(loaded.model_type) or 'its architecture'} is no causal language model; "
             "give one such as Llama, Qwen, Gemma or GPT-2"
         )
-    names = list(loaded.architectures or ())
+    given = loaded.architectures
+    names = [str(name) for name in given] if isinstance(given, list | tuple) else []
     if names and all(name.endswith("ForSequenceClassification") for name in names):
         raise ModelError(
             f"model {config.path}: this is a reward model ({printable(names[0])}), which scores texts and writes none; give "

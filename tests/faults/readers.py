@@ -11,18 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
+import rayrlhf
 from rayrlhf import report
 from rayrlhf.checkpoint import MANIFEST as CHECKPOINT_MANIFEST
 from rayrlhf.checkpoint import Manifest, read_manifest
-from rayrlhf.config import RunConfig
+from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.corpus import read_documents
 from rayrlhf.dumps import BATCH, read_dump, write_dump
 from rayrlhf.errors import ConfigError
 from rayrlhf.evaluation_results import EVALUATION, notes, read_evaluation, table_rows, write_evaluation
 from rayrlhf.game_report import evaluation_table
+from rayrlhf.games.map import world_map
+from rayrlhf.games.progress import walkthrough
 from rayrlhf.learner_state import STATE_FILE, read_version, write_state
 from rayrlhf.metrics import MetricsLog, read_metrics
+from rayrlhf.model_config import context_length, read_model_config
 from rayrlhf.play.transcripts import human_actions, preference_rows, read_transcript, sft_rows
 from rayrlhf.plugin_cli import parsed_parameters
 from rayrlhf.preferences.formats.content import ReadOptions
@@ -66,8 +70,8 @@ class Reader:
 NAMES = (
     "config", "overrides", "parameters", "prompts", "prompt lines", "documents",
     *(f"labels {name}" for name in EXAMPLES), "transcript", "run's config", "metrics", "samples", "alarms", "sessions",
-    "evaluation", "dump", "manifest", "learner state", "sidecar", "sweep", "trials", "trial's end", "exploits",
-    "search space", "project", "loop manifest", "store",
+    "evaluation", "dump", "manifest", "learner state", "sidecar", "model config", "game", "sweep", "trials",
+    "trial's end", "exploits", "search space", "project", "loop manifest", "store",
 )  # fmt: skip
 
 
@@ -78,6 +82,8 @@ def readers(folder: Path) -> dict[str, Reader]:
         **_texts(folder / "texts"),
         **_run(folder / "run"),
         **_kept(folder / "kept"),
+        **_models(folder / "model"),
+        **_games(folder / "games"),
         **_sweep(folder),
         **_project(folder / "project"),
     }
@@ -179,6 +185,32 @@ def _kept(folder: Path) -> dict[str, Reader]:
         "learner state": Reader(folder / STATE_FILE, lambda: read_version(folder, LAYOUT)),
         "sidecar": Reader(folder / SIDECAR, lambda: read_sidecar(folder)),
     }
+
+
+def _models(folder: Path) -> dict[str, Reader]:
+    shutil.copytree(Path(rayrlhf.__file__).parent / "assets" / "tiny-stories", folder)
+
+    def asked() -> object:
+        model = ModelConfig(path=str(folder))
+        return read_model_config(model, str(folder)), context_length(model, str(folder))
+
+    return {"model config": Reader(folder / "config.json", asked)}
+
+
+def _games(folder: Path) -> dict[str, Reader]:
+    import textworld
+    from textworld.generator import make_game
+
+    folder.mkdir()
+    options = textworld.GameOptions()
+    options.nb_rooms, options.quest_length, options.seeds = 2, 2, 1
+    game = folder / "game.json"
+    make_game(options).save(str(game))
+
+    def followed() -> object:
+        return walkthrough.__wrapped__(game), world_map(game.with_suffix(".z8"))
+
+    return {"game": Reader(game, followed)}
 
 
 def _sweep(storage: Path) -> dict[str, Reader]:
