@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _end_with(error: UserError) -> NoReturn:
-    from rayrlhf.files import printable
+    from rayrlhf.reading import printable
 
     print(f"error: {printable(str(error))}", file=sys.stderr)  # it may repeat what a stranger wrote
     sys.exit(1 if isinstance(error, StorageError) else 2)
@@ -57,7 +57,7 @@ def _told_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Ours as one line, for the person who started the command; a library's with its place."""
-    from rayrlhf.files import printable
+    from rayrlhf.reading import printable
 
     own = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
     return f"{'warning' if own else f'{filename}:{lineno}: {category.__name__}'}: {printable(str(message))}\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 from rayrlhf.detector import Alarm
 from rayrlhf.detector_config import DetectorAction
 from rayrlhf.dumps import KeptBatch, write_dump
-from rayrlhf.files import Count, Number, Whole
 from rayrlhf.json_lines import keep_lines, line, open_append, records
+from rayrlhf.reading import Count, Number, Whole
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import Weights
 

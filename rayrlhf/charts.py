@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rayrlhf.files import printable
+from rayrlhf.reading import printable
 from rayrlhf.report_page import text
 
 SERIES_COLOURS = 6

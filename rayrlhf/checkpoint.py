@@ -27,19 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import CheckpointError, UserError
-from rayrlhf.files import (
-    Count,
-    exchange,
-    parse_json,
-    printable,
-    read_bytes,
-    read_record,
-    replace_file,
-    storage_error,
-    storing,
-    sync_folder,
-    typed,
-)
+from rayrlhf.files import exchange, replace_file, storage_error, storing, sync_folder
+from rayrlhf.reading import Count, parse_json, printable, read_bytes, read_record, typed
 
 FORMAT = 1  # of the manifest; raised when an older reader could not read a newer checkpoint
 MANIFEST = "manifest.json"

@@ -21,9 +21,9 @@ from rayrlhf import ray_start
 from rayrlhf.actor_process import FORGET_LAUNCHERS, SETTLE
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError, RunFolderError, UserError
-from rayrlhf.files import json_value
 from rayrlhf.python_path import LAST, child_python_path, last_folders
 from rayrlhf.ray_address import given_address
+from rayrlhf.reading import json_value
 from rayrlhf.reaper import reaped
 from rayrlhf.run_folder import has_probe, remove_probe, write_probe
 from rayrlhf.worker_death import GONE, Died, death_of

@@ -15,7 +15,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import ConfigError
-from rayrlhf.files import read_text
+from rayrlhf.reading import read_text
 from rayrlhf.yaml_text import YamlFault, load_yaml
 
 KeyPath = tuple[str | int, ...]

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.errors import PromptError
-from rayrlhf.files import parse_json, read_text
+from rayrlhf.reading import parse_json, read_text
 from rayrlhf.tokenizer_training import EOS
 from rayrlhf.types import IntArray
 

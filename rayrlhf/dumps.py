@@ -24,7 +24,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import Count, Whole, check_plain, read_record, replace_folder, saving, storing, sync_folder
+from rayrlhf.files import check_plain, replace_folder, saving, storing, sync_folder
+from rayrlhf.reading import Count, Whole, read_record
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory, Turn, Weights
 
 BATCH, CONFIG, EPISODES, WEIGHTS = "batch.json", "config.yaml", "episodes.safetensors", "weights.safetensors"

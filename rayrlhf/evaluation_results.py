@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import read_record, replace_file
+from rayrlhf.files import replace_file
 from rayrlhf.intervals import Estimate, mean, won_share
+from rayrlhf.reading import read_record
 from rayrlhf.types import GameState, Trajectory
 
 EVALUATION = "evaluation.json"

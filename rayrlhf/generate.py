@@ -17,7 +17,7 @@ from rayrlhf.rollout import deal_specs
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sample_episodes import Sampled, sample_episodes
 from rayrlhf.sampling.transformers_engine import SamplingSettings
-from rayrlhf.terminal_output import plain_console
+from rayrlhf.terminal_output import plain_console, say
 from rayrlhf.trust import NOBODY, Trust, trusted_model
 from rayrlhf.types import EpisodeScore, Trajectory
 
@@ -58,7 +58,7 @@ def sample(
     """Plays single-turn episodes with the model or the run's latest checkpoint `source`, cut as its rewards see them."""
     model, prompts_config, response = find_model(source, trust)
     if prompt == "":
-        Console(stderr=True).print("--prompt is empty: the model starts from its BOS or EOS token alone")
+        say("--prompt is empty: the model starts from its BOS or EOS token alone", error=True)
     if prompt is not None:
         prompts_config = PromptsConfig(text=prompt or None)
     sampled = Sampled(prompts_config, SamplingSettings(max_new_tokens, temperature), response)

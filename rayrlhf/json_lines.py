@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import Damage, LineWriter, append_to, json_value, replace_file, storing, typed_value
+from rayrlhf.files import LineWriter, append_to, replace_file, storing
+from rayrlhf.reading import Damage, json_value, typed_value
 
 T = TypeVar("T")
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import Count, read_record, typed
+from rayrlhf.reading import Count, read_record, typed
 
 STATE_FILE = "learner.json"
 

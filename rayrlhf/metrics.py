@@ -22,8 +22,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rayrlhf.errors import NotFiniteError
-from rayrlhf.files import Count, Number, Whole, storing
+from rayrlhf.files import storing
 from rayrlhf.json_lines import LineWriter, keep_lines, line, open_append, records
+from rayrlhf.reading import Count, Number, Whole
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import GameState, Trajectory
 

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from rayrlhf.config import ModelConfig
 from rayrlhf.ends import end_tokens
 from rayrlhf.errors import ModelError
-from rayrlhf.files import SHOWN, parse_json, printable, read_json
+from rayrlhf.reading import SHOWN, parse_json, printable, read_json
 from rayrlhf.trust import code_of_model
 
 CONTEXT_NAMES = (

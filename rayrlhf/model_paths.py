@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rayrlhf.checkpoint import MANIFEST, MODEL, newest_model, verify, whole_checkpoints
 from rayrlhf.errors import CheckpointError, ModelError
-from rayrlhf.files import printable
 from rayrlhf.model_config import check_claims, first_line
+from rayrlhf.reading import printable
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_TIMEOUT_S = 10.0  # of each of two tries to reach it

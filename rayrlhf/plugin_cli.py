@@ -10,8 +10,8 @@ from typing import Any
 import typer
 
 from rayrlhf.errors import UserError
-from rayrlhf.files import Damage, json_value
 from rayrlhf.plugin_contract import CheckResult
+from rayrlhf.reading import Damage, json_value
 from rayrlhf.terminal_output import say
 
 

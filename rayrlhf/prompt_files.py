@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import PromptError
-from rayrlhf.files import parse_json, read_text
+from rayrlhf.reading import parse_json, read_text
 
 Messages = list[dict[str, Any]]
 """A conversation: `{"role": ..., "content": ...}` in order."""

@@ -18,8 +18,8 @@ import numpy as np
 
 from rayrlhf.config import PromptsConfig
 from rayrlhf.errors import PromptError
-from rayrlhf.files import printable
 from rayrlhf.prompt_files import Messages, Row, read_file, read_folder
+from rayrlhf.reading import printable
 from rayrlhf.types import IntArray
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.dumps import CONFIG, Dump, episode_arrays, read_dump
 from rayrlhf.environments import prepare_environment
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import check_plain, read_text
+from rayrlhf.files import check_plain
+from rayrlhf.reading import read_text
 from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.run_folder import parse_config

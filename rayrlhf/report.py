@@ -12,9 +12,10 @@ from pathlib import Path
 from rayrlhf.charts import Series, line_chart
 from rayrlhf.errors import RunFolderError
 from rayrlhf.evaluation_results import read_evaluation
-from rayrlhf.files import Damage, json_value, read_bytes, replace_file, typed_value
+from rayrlhf.files import replace_file
 from rayrlhf.game_report import evaluation_table, transcript
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, read_metrics
+from rayrlhf.reading import Damage, json_value, read_bytes, typed_value
 from rayrlhf.report_alarms import alarm_table, alarms_of
 from rayrlhf.report_page import page, text
 from rayrlhf.run_folder import RunFolder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jinja2
 from markupsafe import Markup, escape
 
-from rayrlhf.files import printable
+from rayrlhf.reading import printable
 
 
 def environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:

@@ -33,18 +33,9 @@ from pydantic import ValidationError
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError, UserError
-from rayrlhf.files import (
-    append_to,
-    check_plain,
-    first_fault,
-    read_json,
-    read_text,
-    replace_file,
-    storing,
-    sync_folder,
-    typed,
-)
+from rayrlhf.files import append_to, check_plain, replace_file, storing, sync_folder
 from rayrlhf.lock import FolderLock, Held
+from rayrlhf.reading import first_fault, read_json, read_text, typed
 from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (

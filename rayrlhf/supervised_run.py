@@ -20,7 +20,8 @@ import ray
 
 from rayrlhf.cluster import actor_environment, ray_cluster
 from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, RunFolderError, UserError
-from rayrlhf.files import check_plain, json_value, read_record, replace_file, typed_value
+from rayrlhf.files import check_plain, replace_file
+from rayrlhf.reading import json_value, read_record, typed_value
 from rayrlhf.room import check_start
 from rayrlhf.supervised import FAULT, MODEL, PROGRESS, Build, SupervisedSettings, as_config, train_on_worker
 from rayrlhf.worker_death import GONE, SUPERVISED_MEMORY, death_of

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from rayrlhf.files import printable
+from rayrlhf.reading import printable
 
 
 def shown(text: str, encoding: str | None) -> str:

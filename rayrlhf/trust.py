@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rayrlhf.errors import ModelError, UserError
-from rayrlhf.files import SHOWN, printable, read_json
 from rayrlhf.plugins import Kind, is_own
+from rayrlhf.reading import SHOWN, printable, read_json
 from rayrlhf.terminal_output import say
 
 if TYPE_CHECKING:

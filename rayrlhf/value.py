@@ -23,12 +23,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from rayrlhf.algorithm_config import SeparateValueConfig, ValueConfig
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
-from rayrlhf.files import json_value, read_json, typed
 from rayrlhf.heads import HeadLinear
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
 from rayrlhf.model_config import Held, check_numbers, first_line, stated_context
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
 from rayrlhf.policy import load_whole, resolve_model
+from rayrlhf.reading import json_value, read_json, typed
 from rayrlhf.reward_models.sidecar import SIDECAR, read_sidecar
 from rayrlhf.types import FloatArray, ValueQuery
 

@@ -16,7 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from rayrlhf.errors import UserError
-from rayrlhf.files import MAX_DEPTH
+from rayrlhf.reading import MAX_DEPTH
 
 MAX_CHARACTERS = 200_000
 MAX_VALUES = 20_000  # what aliases repeat counted each time

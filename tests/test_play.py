@@ -31,7 +31,6 @@ from rayrlhf.config import AgentConfig, EnvironmentConfig, ModelConfig, RolloutC
 from rayrlhf.config_loading import dump_config
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import EpisodeError, UserError
-from rayrlhf.files import printable
 from rayrlhf.games.kinds import game_kind
 from rayrlhf.games.lookup import GameLookup
 from rayrlhf.games.making import game_file
@@ -57,6 +56,7 @@ from rayrlhf.play.transcripts import (
     write_transcript,
 )
 from rayrlhf.policy import context_length, load_policy, load_tokenizer
+from rayrlhf.reading import printable
 from rayrlhf.rollout import play_episodes
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.scratch import environment_texts, make_scratch_model

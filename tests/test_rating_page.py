@@ -18,7 +18,6 @@ from fastapi.testclient import TestClient
 from rating_parts import Skeleton, session_of, store_of, xss_payloads
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import printable
 from rayrlhf.preferences.check_config import ChecksConfig
 from rayrlhf.preferences.page import create_app, new_token
 from rayrlhf.preferences.page_guard import allowed_hosts
@@ -27,6 +26,7 @@ from rayrlhf.preferences.rate_cli import check_host
 from rayrlhf.preferences.rating_session import RatingSession, rater_name
 from rayrlhf.preferences.records import Comparison, Item, Skip
 from rayrlhf.preferences.store import RatingStore
+from rayrlhf.reading import printable
 
 TOKEN = new_token()
 PORT = 8123

@@ -20,10 +20,10 @@ import rayrlhf
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import ConfigError, RunFolderError, UserError
-from rayrlhf.files import MAX_DEPTH, Count, Number, json_value, parse_json, typed
 from rayrlhf.metrics import read_metrics, read_samples
 from rayrlhf.preferences.formats.content import ReadOptions
 from rayrlhf.preferences.formats.registry import read_data
+from rayrlhf.reading import MAX_DEPTH, Count, Number, json_value, parse_json, typed
 from rayrlhf.run_folder import RunFolder, parse_config
 from rayrlhf.terminal_output import plain_console, say
 
@@ -45,9 +45,9 @@ def uses(tree: ast.Module, wanted: Callable[[str], bool]) -> bool:
 
 
 def test_json_and_yaml_are_read_in_one_place() -> None:
-    """Nothing but files.py parses JSON, nothing but yaml_text.py has YAML read."""
+    """Nothing but reading.py parses JSON, nothing but yaml_text.py has YAML read."""
     json_readers = {"json.loads", "json.load", "json.JSONDecoder", "loads", "JSONDecoder"}
-    assert {name for name, tree in modules() if uses(tree, json_readers.__contains__)} == {"files.py"}
+    assert {name for name, tree in modules() if uses(tree, json_readers.__contains__)} == {"reading.py"}
     yaml_readers = {"get_constructor_parser", "load", "load_all", "compose", "parse"}
     found = {
         name

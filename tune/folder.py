@@ -25,23 +25,21 @@ from pydantic import Field
 
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import (
+from rayrlhf.files import check_plain, replace_file, sync_folder
+from rayrlhf.lock import FolderLock, Held, is_held
+from rayrlhf.reading import (
     SHOWN,
     Count,
     Damage,
     Number,
-    check_plain,
     json_value,
     printable,
     read_bytes,
     read_record,
     read_text,
-    replace_file,
-    sync_folder,
     typed,
     typed_value,
 )
-from rayrlhf.lock import FolderLock, Held, is_held
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.sweep_config import SweepConfig
 from rayrlhf.yaml_text import parse_yaml

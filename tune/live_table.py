@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rayrlhf.files import Damage, Number, json_value, typed_value
 from rayrlhf.progress import duration
+from rayrlhf.reading import Damage, Number, json_value, typed_value
 from rayrlhf.terminal_output import plain_console
 from rayrlhf.tune.folder import SweepFolder, read_ending
 from rayrlhf.tune.plan import Trial

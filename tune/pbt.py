@@ -22,7 +22,8 @@ from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import CheckpointError, ConfigError, RunFolderError
-from rayrlhf.files import append_to, parse_json, read_bytes, read_record, replace_file, replace_folder, typed
+from rayrlhf.files import append_to, replace_file, replace_folder
+from rayrlhf.reading import parse_json, read_bytes, read_record, typed
 from rayrlhf.tune.folder import SweepFolder, check_trial_name
 from rayrlhf.tune.plan import TrialMaker
 from rayrlhf.tune.space import Dimension, Range

@@ -19,8 +19,9 @@ from typing import Any, Literal
 from rayrlhf.alarms import AlarmRecord, read_alarms
 from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import check_plain, read_text, typed
+from rayrlhf.files import check_plain
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, iter_samples
+from rayrlhf.reading import read_text, typed
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.summary import DIVERSITY_TEXTS, REWARD_EPISODES, BaseDiversity
 from rayrlhf.tune.folder import PlannedTrial, planned_rows, read_ending

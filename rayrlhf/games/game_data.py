@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import EpisodeError, UserError
-from rayrlhf.files import read_bytes, read_json
+from rayrlhf.reading import read_bytes, read_json
 
 _HEADER_BYTES = 64
 _LENGTH, _CHECKSUM = 26, 28  # addresses of the header's words

@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rayrlhf.files import printable
 from rayrlhf.play.decisions import View
 from rayrlhf.play.transcripts import PlayedTurn
+from rayrlhf.reading import printable
 
 BAR = 24  # characters of a probability of 1
 BLOCK, PLAIN = "━", "#"

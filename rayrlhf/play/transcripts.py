@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from rayrlhf.errors import UserError
-from rayrlhf.files import Damage, json_value, read_text, replace_file, typed_value
+from rayrlhf.files import replace_file
+from rayrlhf.reading import Damage, json_value, read_text, typed_value
 from rayrlhf.types import Split
 
 SCHEMA = 1  # of the lines; raised when an older reader could not read a newer transcript

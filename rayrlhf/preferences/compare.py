@@ -19,13 +19,14 @@ from types import TracebackType
 from typing import Any
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import check_plain, parse_json, replace_file, typed
+from rayrlhf.files import check_plain, replace_file
 from rayrlhf.intervals import Estimate
 from rayrlhf.preferences.compare_config import CompareConfig
 from rayrlhf.preferences.compare_samples import Samples, check_settings, paired
 from rayrlhf.preferences.comparison_statistics import Tally, needed_pairs, pairs_to_settle
 from rayrlhf.preferences.records import Best, Comparison, Item, Source
 from rayrlhf.preferences.store import RatingStore
+from rayrlhf.reading import parse_json, typed
 
 STORE = "comparison.sqlite"
 _META = "blind_comparison"

@@ -10,10 +10,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rayrlhf.files import printable
 from rayrlhf.preferences.compare import BlindComparison, ShownPair
 from rayrlhf.preferences.records import Best
 from rayrlhf.preferences.terminal_keys import END, Keys
+from rayrlhf.reading import printable
 
 SECONDS = 60.0  # that the countdown starts from; a verdict after it counts like any other
 _VERDICTS: dict[str, Best] = {"1": 0, "2": 1, "3": "tie", "b": "both_bad"}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import read_record, replace_file
+from rayrlhf.files import replace_file
+from rayrlhf.reading import read_record
 
 Stage = Literal["sample", "check", "rate", "rank", "reward_model", "optimise", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

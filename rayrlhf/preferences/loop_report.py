@@ -11,11 +11,12 @@ from typing import Any
 
 from rayrlhf.charts import Series, line_chart
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import Count, Number, replace_file, typed
+from rayrlhf.files import replace_file
 from rayrlhf.preferences.auto_rating import cap_automatic, source_shares
 from rayrlhf.preferences.loop_manifest import MANIFEST, Round, begun_rounds
 from rayrlhf.preferences.project import ProjectConfig
 from rayrlhf.preferences.store import RatingStore
+from rayrlhf.reading import Count, Number, typed
 from rayrlhf.report_page import page, text
 
 REPORT, FIGURES = "report.html", "rounds.json"

@@ -15,7 +15,7 @@ import numpy as np
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.config_loading import load_config
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import read_record, replace_file
+from rayrlhf.files import replace_file
 from rayrlhf.policy import load_tokenizer, vocabulary_fingerprint
 from rayrlhf.preferences.auto_rating import auto_comparison
 from rayrlhf.preferences.checks import load_checks
@@ -27,6 +27,7 @@ from rayrlhf.preferences.ranking import fit_project
 from rayrlhf.preferences.records import Comparison, Item
 from rayrlhf.preferences.simulated_rater import Noise, random_differences, rule_scores, set_noise, verdicts
 from rayrlhf.preferences.store import RatingStore
+from rayrlhf.reading import read_record
 from rayrlhf.reward_models.project_labels import TOKENIZER, project_labels
 from rayrlhf.reward_models.scoring import RewardScorer
 from rayrlhf.reward_models.tasks import sample_task

@@ -15,10 +15,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rayrlhf.charts import drawable
-from rayrlhf.files import printable
 from rayrlhf.preferences.bradley_terry_likelihood import Ints
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.records import Item
+from rayrlhf.reading import printable
 
 LABELLED_ITEMS = 40  # with more, texts would not be legible
 _COLOURS = ("#2a78d6", "#d95926", "#1baf7a", "#8a5cc7", "#b8860b", "#c2477f")

@@ -9,11 +9,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from rayrlhf.files import printable
 from rayrlhf.preferences.presenters import Audio, Block, Html, Presenter, Unshowable
 from rayrlhf.preferences.rating_session import Progress, RatingSession, Ticket, is_verdict
 from rayrlhf.preferences.terminal_keys import END, ENTER, Keys
 from rayrlhf.preferences.text_command import run_on
+from rayrlhf.reading import printable
 
 _SIDE_BY_SIDE = 90  # columns of a terminal from which two texts fit beside each other
 _HELP = """\

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import Damage, json_value, typed_value
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
+from rayrlhf.reading import Damage, json_value, typed_value
 
 T = TypeVar("T")
 Record = Comparison | Rating | Skip

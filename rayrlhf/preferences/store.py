@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import cast
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import SHOWN, check_plain, printable, sync_folder
+from rayrlhf.files import check_plain, sync_folder
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
 from rayrlhf.preferences.schema import (
     APPLICATION_ID,
@@ -40,6 +40,7 @@ from rayrlhf.preferences.schema import (
     table_of,
     version_of,
 )
+from rayrlhf.reading import SHOWN, printable
 
 FILE_NAME = "ratings.sqlite"
 _WAIT_S = 60.0  # for another writer; a write takes milliseconds

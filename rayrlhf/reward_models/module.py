@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rayrlhf.errors import ModelError
-from rayrlhf.files import read_record
+from rayrlhf.reading import read_record
 from rayrlhf.reward_models.config import RewardModelConfig
 from rayrlhf.reward_models.examples import Example, ExampleTable, epoch_order
 from rayrlhf.reward_models.folder import load_reward_network, write_reward_model

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import ModelError
-from rayrlhf.files import Number, read_record, replace_file
+from rayrlhf.files import replace_file
+from rayrlhf.reading import Number, read_record
 from rayrlhf.reward_models.text_format import TextFormat
 
 SIDECAR = "reward_model.json"

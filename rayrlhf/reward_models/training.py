@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.errors import ModelError
-from rayrlhf.files import read_record
 from rayrlhf.policy import context_length, end_ids, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.records import Comparison, Item, Rating
+from rayrlhf.reading import read_record
 from rayrlhf.reward_models.config import RewardModelConfig
 from rayrlhf.reward_models.evaluation import Evaluation, evaluate_comparisons, pearson, plot_evaluation
 from rayrlhf.reward_models.examples import ExampleTable

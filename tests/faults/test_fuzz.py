@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from rayrlhf.errors import UserError
-from rayrlhf.files import printable
+from rayrlhf.reading import printable
 from tests.faults.readers import NAMES, Reader, readers
 from tests.test_label_fuzz import MUTATIONS, dumped, noise, odd_value
 

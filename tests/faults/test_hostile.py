@@ -13,7 +13,7 @@ import typer
 from hostile import ATTACKS, MODULE, SECRET, VICTIM, Attack, Ground
 
 from rayrlhf.errors import UserError
-from rayrlhf.files import printable
+from rayrlhf.reading import printable
 
 QUICK = {
     "play: an environment of the folder's own", "play: a transcript that names code", "generate: a model folder with code",

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rayrlhf.files import StrictJson, too_deep
 from rayrlhf.preferences.formats.content import Fault, Row, shown
+from rayrlhf.reading import StrictJson, too_deep
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 MAX_DEPTH = 50  # of an object: deeper ones can be read, but not always compared or written
