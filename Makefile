@@ -15,7 +15,7 @@ ARGS ?=
 export PYTHON TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow mutations bench check format clean
+.PHONY: help setup train test test-slow test-faults mutations bench check format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
@@ -26,11 +26,14 @@ setup:  ## the environment in .venv; does nothing where it is current
 train: setup  ## the main job: a small language model learns to alliterate
 	@"$(VENV)/bin/rayrlhf" train $(ARGS)
 
-test: setup  ## the tests, but for those that take minutes each
-	@"$(VENV)/bin/python" -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
+test: setup  ## the tests, but for those marked slow or faults
+	@"$(VENV)/bin/python" -m pytest -m "not slow and not faults" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
 
 test-slow: setup  ## the tests that take minutes each
 	@"$(VENV)/bin/python" -m pytest -m slow $(TESTS) $(ARGS)
+
+test-faults: setup  ## kills, full disks, lost objects and other faults, put into real runs: docs/faults.md
+	@"$(VENV)/bin/python" -m pytest -m faults $(or $(TESTS),tests/faults) $(ARGS)
 
 mutations: setup  ## wrong lines, one at a time in a copy of the code: each is to fail a test; ARGS="whitened KL" for some
 	@"$(VENV)/bin/python" -m tests.mutations $(ARGS)

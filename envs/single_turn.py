@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from rayrlhf.environments.order import epoch_order
 from rayrlhf.errors import EpisodeError
 from rayrlhf.text_space import TextSpace
 
@@ -15,16 +16,18 @@ from rayrlhf.text_space import TextSpace
 class SingleTurn(gymnasium.Env[str, str]):
     """One prompt, one answer (SPEC LMHP-30).
 
-    The prompts come in an endless sequence of epochs, each a shuffle of its own: `reset(seed=n)` shows the prompt at
-    position n of it, so n = 0, 1, 2, ... meets every prompt equally often, and equal seeds show equal prompts
-    whatever was played before. `reset()` without a seed goes one position on.
+    The prompts come in an endless sequence of epochs, each a shuffle of its own, that follow from the run's seed:
+    `reset(seed=n)` shows the prompt at position n of it, so n = 0, 1, 2, ... meets every prompt equally often, and equal
+    seeds show equal prompts whatever was played before. `reset()` without a seed goes one position on.
     """
 
     metadata = {"render_modes": [], "in_process": True}  # noqa: RUF012 - Gymnasium's own attribute
     render_mode = None
 
-    def __init__(self, prompts: Sequence[str] = ("",)) -> None:
+    def __init__(self, prompts: Sequence[str] = ("",), run_seed: int = 0) -> None:
         """Takes the texts to show, in any order; one empty text is the episode without a prompt.
+
+        run_seed: of the run; what each epoch's shuffle follows from.
 
         Raises:
             EpisodeError: there is none.
@@ -32,6 +35,7 @@ class SingleTurn(gymnasium.Env[str, str]):
         if isinstance(prompts, str) or not prompts:
             raise EpisodeError("rayrlhf/SingleTurn-v0 needs prompts, a list of at least one text")
         self.prompts = tuple(prompts)
+        self._run_seed = run_seed
         self.observation_space = TextSpace()
         self.action_space = TextSpace()
         self._next = 0  # position that reset() without a seed shows
@@ -62,5 +66,5 @@ class SingleTurn(gymnasium.Env[str, str]):
     def _prompt_at(self, position: int) -> int:
         epoch, place = divmod(position, len(self.prompts))
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng(epoch).permutation(len(self.prompts))
+            self._epoch, self._order = epoch, epoch_order(self._run_seed, epoch, len(self.prompts))
         return int(self._order[place])

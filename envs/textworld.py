@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -12,12 +11,14 @@ from typing import Any, Literal, get_args
 import gymnasium
 import numpy as np
 
+from rayrlhf.environments.order import epoch_order
 from rayrlhf.errors import EpisodeError
 from rayrlhf.games import text as game_text
 from rayrlhf.games.interpreter import Interpreter, Shown
 from rayrlhf.games.kinds import GameKind, game_kind
-from rayrlhf.games.making import MOST_GAMES, game_file, make_all
+from rayrlhf.games.making import MOST_GAMES, game_file, make_all, require_textworld
 from rayrlhf.games.map import ascii_map, world_map
+from rayrlhf.games.progress import check_game
 from rayrlhf.text_space import TextSpace
 from rayrlhf.types import GameState, Split
 
@@ -58,6 +59,7 @@ class TextWorld(gymnasium.Env[str, str]):
         games: int = 230,
         held_out_games: int = 40,
         split: Split = "train",
+        run_seed: int = 0,
         files: str | Sequence[str] | None = None,
         parts: Sequence[Part] = ("feedback",),
         prune: Sequence[str] = (),
@@ -71,6 +73,7 @@ class TextWorld(gymnasium.Env[str, str]):
             quest_length) or cooking (recipe, take, go, open, cook, cut, drop, foods); see `rayrlhf.games.kinds`.
         games, held_out_games: how many different games each split has.
         split: which of them are played, train or held_out.
+        run_seed: of the run; what order the train split's games come in follows from it.
         files: game files, or a folder of them, that are played instead in either split: TextWorld's .z8 with their
             .json, or other Z-machine games, whose commands and keys are unknown.
         parts: what an observation shows, in this order, of feedback, description, inventory and objective. The
@@ -100,6 +103,7 @@ class TextWorld(gymnasium.Env[str, str]):
         self._files = None if files is None else _game_files(files)
         self._games = {"train": games, "held_out": held_out_games}
         self._split: Split = split
+        self._run_seed = run_seed
         self._parts = tuple(parts)
         self._prune = tuple(prune)
         self._max_steps = _step_limit(max_steps, self._kind)
@@ -119,8 +123,14 @@ class TextWorld(gymnasium.Env[str, str]):
         """Makes all games that an environment with these parameters plays, so that no episode has to wait for them.
 
         processes: so many make them side by side, each about one game a second.
+
+        Raises:
+            EpisodeError: one of its `files` is no game that can be played.
         """
         environment = cls(**parameters)
+        require_textworld()
+        for path in environment._files or ():
+            check_game(path)
         if environment._files is None:
             make_all(environment._kind, environment._games["train"], environment._games["held_out"], processes)
 
@@ -175,14 +185,14 @@ class TextWorld(gymnasium.Env[str, str]):
         count = self._count()
         if self._split == "held_out":
             return seed % count
-        return int(np.flatnonzero(_order(0, count) == self._number_of(seed))[0])
+        return int(np.flatnonzero(epoch_order(self._run_seed, 0, count) == self._number_of(seed))[0])
 
     def _count(self) -> int:
         return len(self._files) if self._files is not None else self._games[self._split]
 
     def _number_of(self, episode: int) -> int:
         epoch, place = divmod(episode, self._count())
-        return place if self._split == "held_out" else int(_order(epoch, self._count())[place])
+        return place if self._split == "held_out" else int(epoch_order(self._run_seed, epoch, self._count())[place])
 
     def _file_of(self, episode: int) -> Path:
         number = self._number_of(episode)
@@ -235,12 +245,6 @@ def _game_files(files: str | Sequence[str]) -> list[Path]:
     if not found:
         raise EpisodeError("textworld: files is empty; name a game file or a folder of them")
     return found
-
-
-@functools.lru_cache(maxsize=4)
-def _order(epoch: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """[count] the games of an epoch, in the order they are played."""
-    return np.random.default_rng(epoch).permutation(count)
 
 
 def _step_limit(max_steps: int | Literal["auto"] | None, kind: GameKind) -> int | None:

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import warnings
+from io import TextIOWrapper
+from pathlib import Path
+from typing import NoReturn
 
-from rayrlhf.errors import UserError
+from rayrlhf.errors import StorageError, UserError
+from rayrlhf.interrupts import ended_as_by_ctrl_c
+from rayrlhf.python_path import working_folder_last
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 
 
 def main() -> None:
-    """Exits 0, with a command's own code, 2 for what the user gave, 130 for Ctrl-C; a bug keeps its traceback."""
-    folder = os.getcwd()
-    if folder not in sys.path[:1]:
-        sys.path.insert(0, folder)  # so that `my_rewards:MyReward` loads, whichever way we were started
+    """Exits 0, with a command's own code, 2 for what the user gave, 1 where the disk gave out, 130 for Ctrl-C; a bug keeps
+    its traceback."""
+    for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, and stops nothing
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _told_warning
     try:
+        working_folder_last()  # before much is imported: a file there may have the name of what we need
         from rayrlhf.cli import app
 
-        app(prog_name="rayrlhf")
+        with ended_as_by_ctrl_c():
+            app(prog_name="rayrlhf")
     except UserError as error:
-        from rayrlhf.files import printable
+        _end_with(error)
+    except OSError as error:
+        from rayrlhf.files import fault_of_system
 
-        print(f"error: {printable(str(error))}", file=sys.stderr)  # it may repeat what a stranger wrote
-        sys.exit(2)
+        fault = fault_of_system(error)
+        if fault is None:
+            raise
+        _end_with(fault)
     except KeyboardInterrupt:
         _say_interrupted()
         sys.exit(INTERRUPTED)
@@ -31,6 +44,23 @@ def main() -> None:
         if end.code == INTERRUPTED:  # the command line turns Ctrl-C into this code, in silence
             _say_interrupted()
         raise
+
+
+def _end_with(error: UserError) -> NoReturn:
+    from rayrlhf.files import printable
+
+    print(f"error: {printable(str(error))}", file=sys.stderr)  # it may repeat what a stranger wrote
+    sys.exit(1 if isinstance(error, StorageError) else 2)
+
+
+def _told_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Ours as one line, for the person who started the command; a library's with its place."""
+    from rayrlhf.files import printable
+
+    own = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
+    return f"{'warning' if own else f'{filename}:{lineno}: {category.__name__}'}: {printable(str(message))}\n"
 
 
 def _say_interrupted() -> None:

@@ -213,11 +213,11 @@ class FreeActor:
         """`response`: rules that end no response where `stop_at_sentence` does."""
         self.sampler = sampler
         self.prompter = prompter
-        self.rules = ResponseRules(response, prompter.decode, sampler.eos_token_id)
+        self.rules = ResponseRules(response, prompter.decode, sampler.ends)
         self.clean = stop_at_sentence
         self.ends: Callable[[IntArray], bool] | None = None
         if stop_at_sentence:
-            self.ends = ends_sentence(prompter.decode, sampler.eos_token_id)
+            self.ends = ends_sentence(prompter.decode, sampler.ends)
         elif self.rules.stops_sampling:
             self.ends = self.rules.ends
 

@@ -7,7 +7,7 @@ itself wrote: nothing it wrote is ever decoded and encoded again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ def make_prompter(
     prompts: Sequence[Prompt],
     context: int,
     max_new_tokens: int,
+    ends: Collection[int] = (),
 ) -> Prompter:
     """The prompter of an agent.
 
@@ -39,6 +40,7 @@ def make_prompter(
         prompts: those of a single-turn environment, which are shown as they are; empty for games.
         context: tokens the policy can attend to, prompt and response together.
         max_new_tokens: tokens of the longest response.
+        ends: what ends a response, beside the tokenizer's EOS.
 
     Raises:
         ConfigError: a format or memory is asked for where there are no games.
@@ -50,7 +52,7 @@ def make_prompter(
         return PlainPrompter(tokenizer, prompts)
     room = context - max_new_tokens
     limit = min(room, agent.max_prompt_tokens or room)
-    texts = TextIds(tokenizer)
+    texts = TextIds(tokenizer, ends)
     chat = agent.chat_template == "auto" and bool(tokenizer.chat_template)
     frame = chat_frame(texts, agent.prompt) if chat else plain_frame(texts, agent.prompt)
     if limit <= frame.tokens:
@@ -112,7 +114,8 @@ class GamePrompter:
         self._commands = functools.lru_cache(CACHED_TEXTS)(self._command_ids)
 
     def command_ids(self, command: str) -> IntArray:
-        """The command's ids after the space that the format calls for, and the EOS token.
+        """The command's ids after the space that the format calls for, and the token that ends it: the one with which the
+        chat template closes an answer, where that is an end of the model's, else the EOS.
 
         Raises PromptError for a command that is longer than a response may be.
         """
@@ -124,7 +127,9 @@ class GamePrompter:
         return text.removeprefix(self._frame.space)
 
     def _command_ids(self, command: str) -> IntArray:
-        ids = np.append(self._texts.of_game(f"{self._frame.space}{command}"), self._texts.eos)
+        ids = np.append(
+            self._texts.of_game(f"{self._frame.space}{command}"), self._texts.end_before(self._frame.closing)
+        )
         if len(ids) > self._longest_command:
             raise PromptError(
                 f"the command {command!r} takes {len(ids)} tokens with its EOS, more than rollout.max_new_tokens "
@@ -163,7 +168,7 @@ class WindowPrompter(GamePrompter):
 
     def _remembered(self, turn: Turn) -> IntArray:
         text = self._texts.of_game(past_text(self._layout, turn.observation, turn.before))
-        response = self._texts.without_eos(turn.response_ids)
+        response = self._texts.without_end(turn.response_ids)
         return np.concatenate([text, self._frame.cue, response, self._frame.closing])
 
 
@@ -185,7 +190,7 @@ class ActionsPrompter(GamePrompter):
 
     def _slot(self, age: int, turns: Sequence[Turn]) -> IntArray:
         taken = age < len(turns)
-        action = self._texts.without_eos(turns[-1 - age].response_ids) if taken else self._not_taken
+        action = self._texts.without_end(turns[-1 - age].response_ids) if taken else self._not_taken
         return np.concatenate([self._numbers[age], action, self._line_end])
 
 
@@ -205,10 +210,9 @@ class TranscriptPrompter(GamePrompter):
         return grown if len(grown) <= self._limit else self._restarted(turns, observation, state)
 
     def _answer(self, turn: Turn) -> IntArray:
-        """The response as it was written and what closes it; an EOS that both have stands once."""
+        """The response as it was written and what closes it; an end that both have stands once."""
         closing = self._frame.closing
-        ended = len(turn.response_ids) > 0 and turn.response_ids[-1] == self._texts.eos
-        shared = ended and len(closing) > 0 and closing[0] == self._texts.eos
+        shared = self._texts.ends_with_end(turn.response_ids) and self._texts.ends_with_end(closing[:1])
         return np.concatenate([turn.response_ids, closing[1:] if shared else closing])
 
     def _restarted(self, turns: Sequence[Turn], observation: str, state: GameState) -> IntArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 from rayrlhf.detector import Alarm
 from rayrlhf.detector_config import DetectorAction
 from rayrlhf.dumps import KeptBatch, write_dump
-from rayrlhf.errors import RunFolderError
-from rayrlhf.files import replace_file
-from rayrlhf.json_lines import line, open_append, rows
+from rayrlhf.files import Count, Number, Whole
+from rayrlhf.json_lines import keep_lines, line, open_append, records
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import Weights
 
@@ -21,12 +19,12 @@ from rayrlhf.types import Weights
 class AlarmRecord:
     """A line of `alarms.jsonl`."""
 
-    iteration: int
+    iteration: Whole
     rule: str
-    value: float | None  # None: not a finite number
-    threshold: float | None
+    value: Number | None  # None: not a finite number
+    threshold: Number | None
     action: DetectorAction  # what was done
-    attempt: int  # rollbacks before it
+    attempt: Count  # rollbacks before it
     message: str
     dump: str | None  # folder of the batch, inside the run's; None where none was kept
 
@@ -44,7 +42,7 @@ class AlarmLog:
         lines = [line(asdict(record_of(alarm, attempt, place))) for alarm in alarms]
         with open_append(self._folder.alarms) as file:
             file.write(b"".join(lines))
-            os.fsync(file.fileno())
+            file.sync()
 
     def keep(self, alarm: Alarm, batch: KeptBatch, weights: Weights) -> Path:
         """Writes the batch that set off `alarm` into a folder of its own; returns that."""
@@ -60,12 +58,11 @@ class AlarmLog:
     def truncate(self, iteration: int, attempt: int) -> None:
         """Forgets what the run, back at the start of `iteration` in this attempt, is to find again; alarms that led to
         earlier rollbacks stay."""
-        kept = [
-            text
-            for text, row in rows(self._folder.alarms)
-            if row["attempt"] < attempt or (row["attempt"] == attempt and row["iteration"] < iteration)
-        ]
-        replace_file(self._folder.alarms, kept)
+
+        def earlier(row: AlarmRecord) -> bool:
+            return row.attempt < attempt or (row.attempt == attempt and row.iteration < iteration)
+
+        keep_lines(self._folder.alarms, AlarmRecord, earlier)
 
 
 def record_of(alarm: Alarm, attempt: int, dump: str | None) -> AlarmRecord:
@@ -79,8 +76,4 @@ def read_alarms(folder: Path) -> list[AlarmRecord]:
 
     Raises RunFolderError for a damaged line, and for one that another version of RayRLHF wrote.
     """
-    path = RunFolder(folder).alarms
-    try:
-        return [AlarmRecord(**row) for _, row in rows(path)]
-    except TypeError as error:
-        raise RunFolderError(f"{path} was written by another version of RayRLHF: {error}") from None
+    return list(records(RunFolder(folder).alarms, AlarmRecord))

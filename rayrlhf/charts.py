@@ -10,14 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from html import escape
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rayrlhf.files import printable
+from rayrlhf.report_page import text
+
 SERIES_COLOURS = 6
+LABEL_CHARACTERS = 60
 
 # Colours that nothing else has: each is replaced by what the style sheet is to decide.
 _TEXT, _GRID = "#010203", "#010204"
@@ -66,7 +69,7 @@ def figure_element(title: str, figure: Figure, legend: str = "", colours: Mappin
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg", transparent=True)
     svg = _inline(drawing.getvalue(), title, _PAGE_COLOURS | dict(colours or {}))
-    return f"<figure><figcaption>{escape(title)}{legend}</figcaption>{svg}</figure>"
+    return f"<figure><figcaption>{text(title)}{legend}</figcaption>{svg}</figure>"
 
 
 def line_chart(
@@ -107,6 +110,12 @@ def line_chart(
         return figure_element(title, figure, _legend(series, level))
 
 
+def drawable(label: str) -> str:
+    """A stranger's text as a label of a picture: printable, on one line, and no longer than a picture is wide."""
+    line = " ".join(printable(label).split())
+    return line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 1]}…"
+
+
 def moving_average(values: Sequence[float], width: int) -> np.ndarray:
     """Mean of up to `width` (odd) values around each, of fewer towards the ends. [n] -> [n]"""
     window = np.ones(width)
@@ -128,11 +137,11 @@ def _legend(series: Sequence[Series], level: tuple[str, float] | None) -> str:
     entries = []
     if len(series) > 1:
         entries += [
-            f'<span><i style="background:var(--series-{index % SERIES_COLOURS + 1})"></i>{escape(line.label)}</span>'
+            f'<span><i style="background:var(--series-{index % SERIES_COLOURS + 1})"></i>{text(line.label)}</span>'
             for index, line in enumerate(series)
         ]
     if level is not None:
-        entries.append(f'<span><i class="dashed"></i>{escape(level[0])}</span>')
+        entries.append(f'<span><i class="dashed"></i>{text(level[0])}</span>')
     return f'<span class="legend">{"".join(entries)}</span>' if entries else ""
 
 
@@ -140,10 +149,13 @@ def _inline(svg: str, title: str, colours: Mapping[str, str]) -> str:
     """The `<svg>` element alone, without fixed size and metadata, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{escape(title)}">', svg
-    )
     svg = svg.replace("xlink:href=", "href=")
     for drawn, shown in colours.items():
         svg = svg.replace(drawn, shown)
-    return svg
+
+    def opening(
+        found: re.Match[str],
+    ) -> str:  # a function: in a template of `re`, a title's backslashes would say things
+        return f'<svg viewBox="{found[1]}" role="img" aria-label="{text(title)}">'
+
+    return re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', opening, svg)

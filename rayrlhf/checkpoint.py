@@ -2,11 +2,13 @@
 
     checkpoints/000050/model/               what `from_pretrained` loads; the reference is never in it (SPEC TW-23)
                       /trainer/             the learner's state, kept for the latest few
+                      /value/               a value network, where there is one
                       /trainer_state.json   all else that a resumed run needs
                       /manifest.json        size and sha256 of every file
 
 The process may be killed at any point: what counts is under a name of digits, what is on its way under `.partial-`,
-what is on its way out under `.removed-`, and one that gives way to a new one of the same name under `.replaced-`.
+what is on its way out under `.removed-`. One that gives way to a new one of the same name exchanges names with it; where the
+file system cannot do that at once, it waits under `.replaced-`.
 The checksums guard against damage, not against malice.
 """
 
@@ -19,19 +21,32 @@ import re
 import shutil
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayrlhf.errors import CheckpointError
-from rayrlhf.files import replace_file, sync_folder
+from rayrlhf.errors import CheckpointError, UserError
+from rayrlhf.files import (
+    Count,
+    exchange,
+    parse_json,
+    printable,
+    read_bytes,
+    read_record,
+    replace_file,
+    storage_error,
+    storing,
+    sync_folder,
+    typed,
+)
 
 FORMAT = 1  # of the manifest; raised when an older reader could not read a newer checkpoint
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 MODEL = "model"
 TRAINER = "trainer"
+VALUE = "value"
 
 _WHOLE = re.compile(r"\d{6,}")
 _LEFTOVER = re.compile(r"\.(partial|removed|replaced)-(\d{6,})")
@@ -64,23 +79,46 @@ class Manifest:
         return json.dumps({"format": FORMAT, "iteration": self.iteration, "files": files}, indent=1).encode()
 
 
+class _Damaged(UserError):
+    """A manifest is not what `Manifest.to_json` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    format: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a manifest holds."""
+
+    iteration: Count
+    files: dict[str, _File]
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint at `path`; raises CheckpointError where it is missing, unreadable or another's."""
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
-        if content["format"] != FORMAT:
+        if not os.path.isfile(path / MANIFEST):
+            raise CheckpointError(f"checkpoint {path} has no {MANIFEST}: it is no checkpoint, or was cut short")
+        content = parse_json(read_bytes(path / MANIFEST, CheckpointError), MANIFEST, _Damaged)
+        if typed(_Format, content, MANIFEST, _Damaged).format != FORMAT:
             raise CheckpointError(
-                f"checkpoint {path} has format {content['format']}; this version of RayRLHF reads format {FORMAT}: "
+                f"checkpoint {path} has format {content['format']!r:.40}; this version of RayRLHF reads format {FORMAT}: "
                 "use the version that wrote it"
             )
-        files = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in content["files"].items()}
-        manifest = Manifest(int(content["iteration"]), files)
-        if STATE not in files:
-            raise KeyError(STATE)
-    except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path} has no {MANIFEST}: it is no checkpoint, or was cut short") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged ({error!r})") from None
+        told = typed(_Told, content, MANIFEST, _Damaged)
+        if STATE not in told.files:
+            raise _Damaged(f"{MANIFEST}: it does not list {STATE}")
+    except _Damaged as error:
+        raise CheckpointError(f"checkpoint {path}: {MANIFEST} is damaged ({error})") from None
+    manifest = Manifest(told.iteration, {name: (file.bytes, file.sha256) for name, file in told.files.items()})
     if f"{manifest.iteration:06d}" != path.name:
         raise CheckpointError(f"checkpoint {path}: {MANIFEST} is that of iteration {manifest.iteration}")
     return manifest
@@ -97,12 +135,21 @@ def verify(path: Path) -> Manifest:
             raise CheckpointError(f"checkpoint {path}: {name} has {found[name]} bytes instead of {size}")
         if _sha256(path / name) != digest:
             raise CheckpointError(f"checkpoint {path}: {name} is damaged (its sha256 differs)")
-    # An unlisted file would be loaded with the rest of its folder. A trainer state on its way out is not loaded.
-    loaded = (f"{MODEL}/", f"{TRAINER}/") if manifest.resumable else (f"{MODEL}/",)
-    for name in sorted(found.keys() - manifest.files.keys()):
-        if name.startswith(loaded):
-            raise CheckpointError(f"checkpoint {path}: {name} was added after it was written; remove it")
+    _refuse_added(path, manifest, found.keys() - manifest.files.keys())
     return manifest
+
+
+def _refuse_added(path: Path, manifest: Manifest, added: Iterable[str]) -> None:
+    """Raises CheckpointError for a file that would be loaded with the rest of its folder; any other is never read.
+
+    A trainer state on its way out is not loaded.
+    """
+    for name in sorted(added):
+        folder = name.partition("/")[0]
+        if folder in (MODEL, VALUE) or (folder == TRAINER and manifest.resumable):
+            raise CheckpointError(f"checkpoint {path}: {printable(name)} was added after it was written; remove it")
+        if folder != TRAINER:
+            warnings.warn(f"checkpoint {path}: {printable(name)} is none of its files and is not read", stacklevel=3)
 
 
 def whole_checkpoints(folder: Path) -> list[int]:
@@ -145,7 +192,8 @@ class CheckpointStore:
         self._keep_trainer_state = keep_trainer_state
         self._keep_back = keep_back
         self._damaged: set[int] = set()  # found so by `latest`: left in place, not counted
-        folder.mkdir(parents=True, exist_ok=True)
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._clear_leftovers()
 
     def begin(self, iteration: int) -> Path:
@@ -153,14 +201,19 @@ class CheckpointStore:
         partial = self.folder / f".partial-{iteration:06d}"
         if partial.exists():
             shutil.rmtree(partial)
-        partial.mkdir()
+        with storing(partial):
+            partial.mkdir()
         return partial
+
+    def abandon(self, partial: Path) -> None:
+        """Removes what `begin` made and could not be finished, so that it takes no room."""
+        shutil.rmtree(partial, ignore_errors=True)
 
     def commit(self, partial: Path, iteration: int, state: Mapping[str, Any]) -> None:
         """Makes what was written into `partial` the checkpoint of `iteration`, on the disk, then prunes older ones.
 
         state: JSON values (tuples come back as lists). Raises CheckpointError where a file is a link or no plain file,
-        or the disk refuses; the checkpoints before it are untouched then.
+        StorageError where the disk refuses; the checkpoints before it are untouched then.
         """
         if partial != self.folder / f".partial-{iteration:06d}":
             raise ValueError(f"{partial} is not what begin({iteration}) returned")
@@ -178,10 +231,7 @@ class CheckpointStore:
             self._put_in_place(partial, iteration)
             self._prune()
         except OSError as error:
-            raise CheckpointError(
-                f"the checkpoint of iteration {iteration} could not be written to {self.folder}: {error}; "
-                "make room or mend the disk, then continue with --resume"
-            ) from error
+            raise storage_error(self._path(iteration), error) from error
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint that a run can resume from; None where nothing was ever saved.
@@ -203,7 +253,7 @@ class CheckpointStore:
                 continue
             for fault in faults:
                 warnings.warn(f"{fault}; the one of iteration {iteration} is taken", stacklevel=2)
-            state = json.loads((path / STATE).read_bytes())
+            state = read_record(path / STATE, dict[str, Any], CheckpointError, "take an earlier checkpoint")
             return Checkpoint(iteration, path / MODEL, path / TRAINER, state)
         if faults:
             raise CheckpointError("no checkpoint can be resumed from:\n  " + "\n  ".join(faults))
@@ -222,7 +272,13 @@ class CheckpointStore:
         return None
 
     def discard_after(self, iteration: int) -> None:
-        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones."""
+        """Removes the checkpoints of more iterations, newest first: a process killed on the way leaves the older ones.
+
+        The one that is gone back to is read first: CheckpointError where it is damaged, and then nothing is removed.
+        """
+        kept = self.resumable_at_most(iteration)
+        if kept is not None:
+            verify(self._path(kept))
         for found in reversed(whole_checkpoints(self.folder)):
             if found > iteration:
                 self._remove(found)
@@ -231,9 +287,13 @@ class CheckpointStore:
     def _put_in_place(self, partial: Path, iteration: int) -> None:
         target = self._path(iteration)
         replaced = self.folder / f".replaced-{iteration:06d}"
-        if target.exists():  # two renames: a process killed between them finds the old one as `.replaced-`
+        if not target.exists():
+            os.rename(partial, target)
+        elif exchange(partial, target):
+            replaced = partial  # under this name now; a killed process leaves it for `_clear_leftovers`
+        else:  # two renames: a process killed between them finds the old one as `.replaced-`
             os.rename(target, replaced)
-        os.rename(partial, target)
+            os.rename(partial, target)
         sync_folder(self.folder)
         self._damaged.discard(iteration)
         if replaced.exists():

@@ -12,6 +12,9 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import UserError
+from rayrlhf.ray_address import check_address, given_address
+from rayrlhf.terminal_output import plain_console, say
+from rayrlhf.trust_option import TrustOption
 
 app = typer.Typer(
     help="Trains language models by reinforcement learning on Ray. Start with `rayrlhf train`.",
@@ -35,14 +38,19 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config as YAML and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name where it stopped.")] = False,
+    trust: TrustOption = None,
 ) -> None:
     """Train a policy: `rayrlhf train alliteration algorithm.kl.coef=0.4 name=my-run`."""
     from rayrlhf.config_loading import dump_config, load_config
+    from rayrlhf.trust import Trust, code_of_run, require_own_config
 
-    config = load_config(*split_arguments([word for word in (source, *(overrides or [])) if word is not None]))
+    file, words = split_arguments([word for word in (source, *(overrides or [])) if word is not None])
+    config = load_config(file, words)
     if dry_run:
-        typer.echo(dump_config(config), nl=False)
+        say(dump_config(config), end="")
         return
+    require_own_config(file, code_of_run(config), words, Trust.of(trust))
+    check_address(given_address())  # before what takes long to import
     from rayrlhf import trainer
 
     trainer.train(config, resume=resume)
@@ -65,6 +73,7 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep of this name where it stopped.")
     ] = False,
+    trust: TrustOption = None,
 ) -> None:
     """Run many trainings and compare them: `rayrlhf sweep alliteration algorithm.kl.coef=grid:0,0.1,1 sweep.seeds=2`."""
     from rayrlhf.tune.sweep_config import load_sweep
@@ -75,9 +84,14 @@ def sweep(
 
         print_trials(request)
         return
-    from rayrlhf.tune.sweep import run_sweep
+    from rayrlhf.trust import Trust
 
-    run_sweep(request, resume=resume)
+    check_address(given_address())
+    from rayrlhf.tune.sweep import run_sweep
+    from rayrlhf.tune.sweep_code import require_own_sweep
+
+    require_own_sweep(source, request, words or [], Trust.of(trust))
+    run_sweep(request, resume=resume, trust=Trust.of(trust))
 
 
 def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -105,11 +119,13 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest sample in tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="Sampling temperature, above 0.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal samples.")] = 0,
+    trust: TrustOption = None,
 ) -> None:
     """Print samples of a model or of a run's policy, with their scores."""
     if not 0 < temperature < float("inf"):
         raise UserError(f"--temperature must be a number above 0, not {temperature:g}")
     from rayrlhf.generate import generate as print_samples
+    from rayrlhf.trust import Trust
 
     print_samples(
         source=source,
@@ -119,6 +135,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        trust=Trust.of(trust),
     )
 
 
@@ -136,10 +153,12 @@ def evaluate(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal figures.")] = 0,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures to this file.")] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Play a run's held-out games with its policy, beside a random player and the known solution."""
     from rayrlhf.evaluate import evaluate as play_and_print
     from rayrlhf.evaluation_results import PlayerName
+    from rayrlhf.trust import Trust
 
     policy: tuple[PlayerName, ...] = ("greedy", "sampled")
     if greedy != sampled:
@@ -152,6 +171,7 @@ def evaluate(
         players=(*policy, "random", "oracle"),
         seed=seed,
         json_file=json,
+        trust=Trust.of(trust),
     )
 
 
@@ -186,16 +206,18 @@ def play(
     replay: Annotated[
         Path | None, typer.Option(help="Play this transcript again and check that it fits.", show_default=False)
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Play a text game with a policy: take its moves or your own. `?` lists the keys."""
     from rayrlhf.play.command import PlayOptions, play, play_again
     from rayrlhf.play.outputs import Exports
+    from rayrlhf.trust import Trust
 
     exports = Exports(export_sft, export_preferences)
     if replay is not None:
         if source or game or human or watch or save:
             raise UserError("--replay takes all from its transcript: of the others only --export-... go with it")
-        raise typer.Exit(0 if play_again(replay, exports) else 1)
+        raise typer.Exit(0 if play_again(replay, exports, Trust.of(trust)) else 1)
     play(
         PlayOptions(
             source=source,
@@ -209,6 +231,7 @@ def play(
             greedy=greedy,
             save=save,
             exports=exports,
+            trust=Trust.of(trust),
         )
     )
 
@@ -230,7 +253,7 @@ def imitate(
     from rayrlhf.imitation import imitate as train_on_solutions
 
     config = load_config(source, overrides or [])
-    typer.echo(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step)))
+    say(str(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step))))
 
 
 @app.command()
@@ -242,7 +265,7 @@ def report(
         from rayrlhf.tune.sweep_report import write_sweep_report as write
     else:
         from rayrlhf.report import write_report as write
-    typer.echo(write(folder))
+    say(str(write(folder)))
 
 
 @app.command()
@@ -250,17 +273,18 @@ def replay(
     batch: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A batch of a run, such as runs/x/alarms/000012-entropy.")
     ],
+    trust: TrustOption = None,
 ) -> None:
     """Play a batch that an alarm kept once more: is it the same, and what does it read like?"""
     from rayrlhf.replay import replay as play_again
+    from rayrlhf.trust import Trust
 
-    raise typer.Exit(0 if play_again(batch) else 1)
+    raise typer.Exit(0 if play_again(batch, Trust.of(trust)) else 1)
 
 
 @app.command()
 def recipes() -> None:
     """List the recipes that `train` knows by name."""
-    from rich.console import Console
     from rich.table import Table
 
     from rayrlhf.config_loading import recipes as shipped
@@ -268,7 +292,7 @@ def recipes() -> None:
     table = Table.grid(padding=(0, 2))
     for recipe in shipped():
         table.add_row(recipe.name, recipe.summary)
-    Console(soft_wrap=False, highlight=False).print(table)
+    plain_console(soft_wrap=False, highlight=False).print(table)
 
 
 @app.command(context_settings=_ELSEWHERE, add_help_option=False)

@@ -31,6 +31,8 @@ class ScratchConfig(Section):
 class ModelConfig(Section):
     path: str = "tiny-stories"
     """What the policy starts from and the reference stays: `tiny-stories` (shipped), a local folder, or a hub name."""
+    context: PositiveInt | None = None
+    """Most tokens, prompt and response together; null: what the model's config names, 2048 where it names no limit."""
     scratch: ScratchConfig | None = None
     """Start from random weights instead of `path`: the model is made in the run's folder, from the run's seed."""
     trust_remote_code: bool = False
@@ -234,6 +236,12 @@ class RunConfig(Section):
     """Everything random in the run follows from it."""
     iterations: PositiveInt = 120
     """Collect, score, update, publish: so many times."""
+    schedule: Literal["keep", "stretch"] | None = None
+    """Where `--resume` gives a run other `iterations`: what becomes of learning rates that decay and of KL schedules that
+    are spread over it. `keep`: they stay as they were, and where they end; `stretch`: they are spread over the new length,
+    and jump; null: such a run is refused."""
+    schedule_iterations: PositiveInt | None = None
+    """Iterations that they are spread over; null: `iterations`. A resumed run goes on with what it had."""
     baseline_episodes: NonNegativeInt = 200
     """Episodes of the untrained model, played before the first iteration: what reward and diversity are held against."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -253,6 +261,11 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     detector: DetectorConfig = DetectorConfig()
+
+    @property
+    def schedule_length(self) -> int:
+        """Iterations that learning-rate decay and KL schedules are spread over."""
+        return self.schedule_iterations or self.iterations
 
     @model_validator(mode="before")
     @classmethod

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError, RoundTripConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import ConfigError
+from rayrlhf.files import read_text
+from rayrlhf.yaml_text import YamlFault, load_yaml
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a config to one value."""
@@ -71,34 +71,12 @@ def _plain(value: Any, path: KeyPath = ()) -> Any:
     raise _Unusable(f"YAML tags such as {getattr(value, 'tag', type(value).__name__)} have no meaning here", path)
 
 
-def _problem(error: YAMLError) -> str:
-    if isinstance(error, DuplicateKeyError):
-        key = re.search(r'duplicate key "(.*?)"', str(error.problem))
-        return f"the key {key.group(1)} stands here twice" if key else "a key stands here twice"
-    if isinstance(error, MarkedYAMLError):
-        return ", ".join(part for part in (error.context, error.problem) if part)
-    return str(error).strip().splitlines()[0]
-
-
-def _decoded(raw: bytes, origin: str) -> str:
-    """Bytes of a file as text; a byte order mark goes."""
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{origin}:{line}: the file is not UTF-8 text (byte {raw[error.start]:#04x})") from error
-
-
 def _parse_file(text: str, origin: str) -> CommentedMap:
     """The file's top-level section, with line numbers."""
     try:
-        document = _parser().load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise ConfigError(f"{origin}:{mark.line + 1 if mark else 1}: {_problem(error)}") from error
-    except YAMLError as error:  # characters that no YAML may hold; these know their position alone
-        line = text.count("\n", 0, getattr(error, "position", 0)) + 1
-        raise ConfigError(f"{origin}:{line}: {_problem(error)}") from error
+        document = load_yaml(text, _parser())
+    except YamlFault as error:
+        raise ConfigError(f"{origin}:{error.line}: {error}") from error
     if document is None:
         raise ConfigError(f"{origin}:1: the file is empty; write `key: value` lines, or leave the file out")
     if not isinstance(document, CommentedMap):
@@ -148,11 +126,7 @@ class Draft:
         Raises:
             ConfigError: the file cannot be read, is not UTF-8, not YAML, empty, or holds no `key: value` lines.
         """
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{origin}: cannot be read: {error.strerror}") from error
-        document = _parse_file(_decoded(raw, origin), origin)
+        document = _parse_file(read_text(path, ConfigError, origin), origin)
         lines = _lines(document)
         try:
             tree = _plain(document)
@@ -172,9 +146,9 @@ class Draft:
         if not equals or not all(parts):
             raise ConfigError(f"override {text}: write KEY=VALUE with a dotted key, as in rollout.workers=4")
         try:
-            value = _plain(_parser().load(raw))
-        except YAMLError as error:
-            raise ConfigError(f"override {text}: the value is not YAML: {_problem(error)}; try quotes") from error
+            value = _plain(load_yaml(raw, _parser()))
+        except YamlFault as error:
+            raise ConfigError(f"override {text}: the value is not YAML: {error}; try quotes") from error
         except _Unusable as error:
             raise ConfigError(f"override {text}: {error}") from error
         try:

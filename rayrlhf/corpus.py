@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.errors import PromptError
+from rayrlhf.files import parse_json, read_text
 from rayrlhf.tokenizer_training import EOS
 from rayrlhf.types import IntArray
 
@@ -49,24 +49,14 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read(file: Path) -> Iterator[str]:
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"--text {file}: not UTF-8 at byte {error.start}: convert it, for instance with `iconv -t UTF-8`"
-        ) from error
-    except OSError as error:
-        raise PromptError(f"--text {file}: cannot be read: {error.strerror}") from error
+    text = read_text(file, PromptError, f"--text {file}")
     if file.suffix != ".jsonl":
         yield from (document.strip("\r\n") for document in text.split(EOS))
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptError(f"--text {file}:{number}: not JSON: {error.msg}") from error
+        row = parse_json(line, f"--text {file}:{number}", PromptError)
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise PromptError(f'--text {file}:{number}: expected an object with the document in "text"')
         yield row["text"]

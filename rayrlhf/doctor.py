@@ -89,9 +89,10 @@ def _guarded(check: Callable[[], Check]) -> Check:
 
 def _print_table(checks: Sequence[Check]) -> None:
     try:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
+
+        from rayrlhf.terminal_output import plain_console
     except ImportError:
         for check in checks:
             print(f"{check.verdict:5}  {check.name}: {check.found}" + (f" -> {check.remedy}" if check.remedy else ""))
@@ -100,7 +101,7 @@ def _print_table(checks: Sequence[Check]) -> None:
     colours = {"ok": "green", "note": "yellow", "fault": "bold red"}
     for check in checks:
         table.add_row(check.name, Text(check.found), Text(check.verdict, colours[check.verdict]), Text(check.remedy))
-    Console().print(table)
+    plain_console().print(table)
 
 
 # Python and packages --------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayrlhf.launchers import forget_launchers
+
 FOUND = "found: "
 LONGEST_MESSAGE = 400  # characters of an error that are shown
 
@@ -32,9 +34,10 @@ def attempt(probe: str, deadline_s: float) -> Outcome:
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), package_root]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
     environment.pop("RAY_ADDRESS", None)  # the probe's cluster is its own
+    forget_launchers(environment)
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "rayrlhf.doctor_probes", probe], start_new_session=True, env=environment,
+            [sys.executable, "-P", "-m", "rayrlhf.doctor_probes", probe], start_new_session=True, env=environment,
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
@@ -53,7 +56,7 @@ def attempt(probe: str, deadline_s: float) -> Outcome:
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """Ends the probe and what it started; Ray's daemons have left its group and notice its end by themselves."""
+    """Ends the probe and what it started; Ray's daemons have left its group, and the probe's reaper ends them."""
     import contextlib
 
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -91,18 +94,15 @@ def _deepspeed() -> str:
 def _ray() -> str:
     import ray
 
-    from rayrlhf.cluster import actor_environment
+    from rayrlhf.cluster import actor_environment, ray_cluster
 
     @ray.remote(num_cpus=1, runtime_env=actor_environment(1))
     def process_id() -> int:
         return os.getpid()
 
-    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000)
-    try:
+    with ray_cluster(1, object_store_bytes=100_000_000):
         answer = ray.get(process_id.remote(), timeout=60)
         address = ray.util.get_node_ip_address()
-    finally:
-        ray.shutdown()
     if answer == os.getpid():
         raise SystemExit("the task ran in the driver's own process")
     return f"{ray.__version__}: a cluster at {address} ran a task"

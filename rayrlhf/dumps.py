@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayrlhf.errors import CheckpointError
-from rayrlhf.files import sync_folder
+from rayrlhf.files import Count, Whole, check_plain, read_record, replace_folder, saving, storing, sync_folder
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory, Turn, Weights
 
 BATCH, CONFIG, EPISODES, WEIGHTS = "batch.json", "config.yaml", "episodes.safetensors", "weights.safetensors"
@@ -61,7 +62,19 @@ def write_dump(folder: Path, batch: KeptBatch, weights: Weights, message: str, c
     aside = folder.with_name(f".{folder.name}.new")
     if aside.exists():
         shutil.rmtree(aside)
-    aside.mkdir(parents=True)
+    with storing(aside):
+        aside.mkdir(parents=True)
+    try:
+        with saving(aside):
+            _write_parts(aside, batch, weights, message, config)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    replace_folder(aside, folder)
+
+
+def _write_parts(aside: Path, batch: KeptBatch, weights: Weights, message: str, config: Path) -> None:
+    """The files of a dump, onto the disk."""
     shutil.copyfile(config, aside / CONFIG)
     save_file(episode_arrays(batch.trajectories), aside / EPISODES)
     save_file({name: np.ascontiguousarray(array) for name, array in weights.arrays.items()}, aside / WEIGHTS)
@@ -80,37 +93,63 @@ def write_dump(folder: Path, batch: KeptBatch, weights: Weights, message: str, c
         with open(file, "rb") as written:
             os.fsync(written.fileno())
     sync_folder(aside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.rename(aside, folder)
-    sync_folder(folder.parent)
 
 
 def read_dump(folder: Path) -> Dump:
-    """Reads what `write_dump` wrote. Raises CheckpointError where that is missing, damaged or another version's."""
-    try:
-        content = json.loads((folder / BATCH).read_bytes())
-        if content["format"] != FORMAT:
-            raise CheckpointError(
-                f"{folder} has format {content['format']}; this version of RayRLHF reads format {FORMAT}"
-            )
-        scores = [
-            EpisodeScore(np.asarray(score["total"], np.float32), dict(score["parts"])) for score in content["scores"]
-        ]
-        version, checksum = int(content["weights"]["version"]), int(content["weights"]["checksum"])
-        return Dump(
-            message=str(content["message"]),
-            iteration=int(content["iteration"]),
-            specs=[[EpisodeSpec(**spec) for spec in specs] for specs in content["specs"]],
-            texts=[str(text) for text in content["texts"]],
-            scores=scores,
-            arrays=load_file(folder / EPISODES),
-            weights=Weights(version, checksum, load_file(folder / WEIGHTS)),
+    """Reads what `write_dump` wrote. Raises CheckpointError where that is missing, damaged or another version's,
+    RunFolderError where it holds links."""
+    check_plain(folder)
+    for name in (BATCH, EPISODES, WEIGHTS):
+        if not os.path.isfile(folder / name):
+            raise CheckpointError(f"{folder} is no kept batch of a run: {name} is missing")
+    advice = "it cannot be played again"
+    found = read_record(folder / BATCH, _Format, CheckpointError, advice, finite=False)
+    if found.format != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {found.format!r:.40}; this version of RayRLHF reads format {FORMAT}"
         )
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is no kept batch of a run: {error.filename} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    content = read_record(folder / BATCH, _Content, CheckpointError, advice, finite=False)
+    try:
+        return Dump(
+            message=content.message,
+            iteration=content.iteration,
+            specs=[list(specs) for specs in content.specs],
+            texts=content.texts,
+            scores=[EpisodeScore(np.asarray(score.total, np.float32), score.parts) for score in content.scores],
+            arrays=load_file(folder / EPISODES),
+            weights=Weights(content.weights.version, content.weights.checksum, load_file(folder / WEIGHTS)),
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"the kept batch {folder} is damaged: {error!r}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    format: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    version: Count
+    checksum: Count
+
+
+@dataclass(frozen=True, slots=True)
+class _Score:
+    total: list[float]
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What `batch.json` holds."""
+
+    message: str
+    iteration: Whole
+    weights: _Version
+    specs: list[list[EpisodeSpec]]
+    texts: list[str]
+    scores: list[_Score]
 
 
 def episode_arrays(trajectories: Sequence[Trajectory]) -> dict[str, NDArray]:

@@ -6,7 +6,6 @@ step applies their stale gradients at ZeRO stage 3. A frozen network needs none:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -24,9 +23,7 @@ from torch import Tensor, nn
 
 from rayrlhf.algorithm_config import OptimizerConfig
 from rayrlhf.errors import CheckpointError, LearnerError
-from rayrlhf.strategy import Device, FabricDeepSpeed, bucket_elements, prepare_environment
-
-WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+from rayrlhf.strategy import Device, FabricDeepSpeed, bucket_elements, known_types_only, prepare_environment
 
 
 def launch_fabric(zero_stage: int, precision: str, device: Device, rank: int, world: int) -> Fabric:
@@ -184,7 +181,7 @@ class Engine:
             CheckpointError: the files are damaged, or hold anything but tensors and the few types DeepSpeed writes.
         """
         try:
-            with _known_types_only():
+            with known_types_only():
                 self._fabric.load(folder, {"network": self._wrapped, "optimizer": self._optimizer})
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise CheckpointError(
@@ -194,23 +191,3 @@ class Engine:
     def close(self) -> None:
         """Removes DeepSpeed's hooks and buffers; the process stays joined to the other ranks."""
         self._engine.destroy()
-
-
-@contextlib.contextmanager
-def _known_types_only() -> Iterator[None]:
-    """DeepSpeed's checkpoints are pickles, which could run anything, and it loads them without asking PyTorch to refuse.
-    PyTorch's own switch overrules that; what is left to name is the types that DeepSpeed writes."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    before = os.environ.get(WEIGHTS_ONLY)
-    os.environ[WEIGHTS_ONLY] = "1"
-    try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            yield
-    finally:
-        if before is None:
-            del os.environ[WEIGHTS_ONLY]
-        else:
-            os.environ[WEIGHTS_ONLY] = before

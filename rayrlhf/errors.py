@@ -33,6 +33,10 @@ class RunFolderError(UserError):
     """The run's folder cannot be used: its name is taken, or not every node sees it."""
 
 
+class StorageError(UserError):
+    """The disk takes no more: it is full, or broken. The command line ends with exit code 1, not 2."""
+
+
 class RolloutError(UserError):
     """Rollouts failed for good: workers keep dying or do not answer."""
 

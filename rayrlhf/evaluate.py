@@ -41,13 +41,15 @@ from rayrlhf.evaluation_results import (
 from rayrlhf.interfaces import Actor, Environments, Prompter
 from rayrlhf.intervals import mean
 from rayrlhf.player import Player
-from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
+from rayrlhf.policy import check_policy, context_length, load_policy, load_tokenizer
 from rayrlhf.report import write_report
 from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs, play_episodes
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.terminal_output import plain_console
+from rayrlhf.trust import NOBODY, Trust, code_of_environment, code_of_rewards, trusted_model
 from rayrlhf.types import Trajectory, Turn, ValueQuery
 from rayrlhf.value import load_value, query_values
 
@@ -75,6 +77,7 @@ def evaluate(
     players: Sequence[PlayerName],
     seed: int,
     json_file: Path | None,
+    trust: Trust = NOBODY,
 ) -> Evaluation:
     """Evaluates a run's latest checkpoint, or a model under a recipe's environment, and prints the table.
 
@@ -83,8 +86,8 @@ def evaluate(
     """
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ConfigError(f"--json {json_file}: there is no folder {json_file.parent}")
-    subject = find_subject(source, recipe)
-    with Console(stderr=True).status("") as status:
+    subject = find_subject(source, recipe, trust)
+    with plain_console(stderr=True).status("") as status:
         evaluation = evaluate_policy(subject, games, episodes_per_game, players, seed, status.update)
     if subject.checkpoint is not None:
         run = RunFolder.open(Path(source))
@@ -93,16 +96,17 @@ def evaluate(
             write_report(run.path)
     if json_file is not None:
         write_evaluation(json_file, evaluation)
-    show(Console(), evaluation)
+    show(plain_console(), evaluation)
     return evaluation
 
 
-def find_subject(source: str, recipe: str | None) -> Subject:
+def find_subject(source: str, recipe: str | None, trust: Trust = NOBODY) -> Subject:
     """The run at the folder `source` with its latest checkpoint, or the model `source` under the recipe's config.
 
     Raises:
         ConfigError: a run with a recipe, a model without one.
         CheckpointError: the run has no intact checkpoint.
+        UntrustedCodeError: the run's config names code that nobody trusts.
     """
     folder = Path(source)
     if (folder / "config.yaml").is_file():
@@ -112,9 +116,11 @@ def find_subject(source: str, recipe: str | None) -> Subject:
         config = run.read_config()
         model = newest_model(run.checkpoints)
         value = model.parent / "value"
+        rewards = code_of_rewards(config) if value.is_dir() else []  # it is only V that is held against them
+        trust.require(source, [*code_of_environment(config.environment.name), *rewards])
         return Subject(
             name=run.name,
-            model=config.model.model_copy(update={"path": str(model), "scratch": None}),
+            model=trusted_model(ModelConfig(path=str(model)), source, trust),
             config=config,
             checkpoint=int(model.parent.name),
             value=value if value.is_dir() else None,
@@ -122,7 +128,7 @@ def find_subject(source: str, recipe: str | None) -> Subject:
     if recipe is None:
         raise ConfigError(f"{source} is no run's folder; to evaluate a model say in which environment: --recipe NAME")
     config = load_config(recipe)
-    return Subject(Path(source).absolute().name, ModelConfig(path=source), config)
+    return Subject(Path(source).absolute().name, trusted_model(ModelConfig(path=source), source, trust), config)
 
 
 def evaluate_policy(
@@ -189,7 +195,7 @@ def load_player(subject: Subject) -> tuple[nn.Module, Player]:
     device = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     tokenizer = load_tokenizer(subject.model)
     policy = load_policy(subject.model, device=device)
-    check_vocabulary(subject.model, policy, tokenizer)
+    check_policy(subject.model, policy, tokenizer)
     player = Player(
         policy=policy,
         tokenizer=tokenizer,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import replace_file
+from rayrlhf.files import read_record, replace_file
 from rayrlhf.intervals import Estimate, mean, won_share
 from rayrlhf.types import GameState, Trajectory
 
@@ -167,22 +167,4 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     path = folder / EVALUATION
     if not path.exists():
         return None
-    try:
-        row = json.loads(path.read_bytes())
-        fit = row["value_fit"]
-        return Evaluation(
-            name=row["name"],
-            setting=EvaluationSetting(**row["setting"]),
-            results=tuple(_result(result) for result in row["results"]),
-            not_played=row["not_played"],
-            value_fit=fit and ValueFit(fit["player"], Estimate(**fit["error"]), Estimate(**fit["absolute_error"])),
-        )
-    except (ValueError, KeyError, TypeError) as fault:
-        raise RunFolderError(
-            f"{path} is damaged or of another version of RayRLHF ({fault!r}): remove it, or run `rayrlhf evaluate` again"
-        ) from None
-
-
-def _result(row: Mapping[str, Any]) -> PlayerResult:
-    estimates = {name: row[name] and Estimate(**row[name]) for name in ("won_share", "score", "turns", "turns_won")}
-    return PlayerResult(**{**row, **estimates})
+    return read_record(path, Evaluation, RunFolderError, "remove it, or run `rayrlhf evaluate` again")

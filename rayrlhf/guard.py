@@ -10,7 +10,7 @@ from typing import get_args
 
 from rayrlhf.alarms import AlarmLog
 from rayrlhf.checkpoint import CheckpointStore
-from rayrlhf.cluster import Died, get
+from rayrlhf.cluster import get
 from rayrlhf.detector import Alarm, Detector
 from rayrlhf.detector_config import DetectorAction, DetectorConfig
 from rayrlhf.dumps import KeptBatch
@@ -18,6 +18,7 @@ from rayrlhf.errors import NotFiniteError
 from rayrlhf.metrics import SampleRecord
 from rayrlhf.progress import Progress
 from rayrlhf.worker import PublishedWeights
+from rayrlhf.worker_death import Died
 
 FETCH_TIMEOUT_S = 300.0
 SEVERITY: tuple[DetectorAction, ...] = get_args(DetectorAction)  # mildest first

@@ -26,8 +26,9 @@ from rayrlhf.environments import open_environments, prepare_environment
 from rayrlhf.errors import ConfigError, RunFolderError
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.losses import Objective, PolicyGradientLoss
-from rayrlhf.policy import context_length, load_policy, load_tokenizer, score_allowed
+from rayrlhf.policy import check_policy, context_length, end_ids, load_policy, load_tokenizer, score_allowed
 from rayrlhf.progress import Progress
+from rayrlhf.room import check_start
 from rayrlhf.run_parts import device_of, environment_settings, learner_settings, scratch_model
 from rayrlhf.types import TrainingSequence
 from rayrlhf.walkthroughs import Demonstration, walkthroughs
@@ -53,6 +54,7 @@ def imitate(config: RunConfig, output: Path, settings: ImitationSettings) -> Pat
     """
     if output.exists():
         raise RunFolderError(f"{output} exists: give a folder that does not, or remove it")
+    check_start({"learner.ranks": config.learner.ranks})
     environments = environment_settings(config)
     prepare_environment(environments["train"])
     with contextlib.ExitStack() as stack:
@@ -60,7 +62,9 @@ def imitate(config: RunConfig, output: Path, settings: ImitationSettings) -> Pat
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent)))
         start = scratch_model(config, environments, work / "start") if config.model.scratch else config.model
         tokenizer = load_tokenizer(start)
-        prompter = make_prompter(config.agent, tokenizer, (), context_length(start), config.rollout.max_new_tokens)
+        prompter = make_prompter(
+            config.agent, tokenizer, (), context_length(start), config.rollout.max_new_tokens, end_ids(start, tokenizer)
+        )
         games = stack.enter_context(contextlib.closing(open_environments(environments["train"])))
         shown = walkthroughs(games, prompter, settings.games)
         if not shown:
@@ -69,7 +73,7 @@ def imitate(config: RunConfig, output: Path, settings: ImitationSettings) -> Pat
         progress.message(f"{len(shown)} turns of {settings.games} solutions, {settings.epochs} epochs")
         stack.enter_context(ray_session(config))
         objective = Objective(PolicyGradientLoss(importance_cap=None))
-        paced = config.model_copy(update={"iterations": settings.epochs})
+        paced = config.model_copy(update={"iterations": settings.epochs, "schedule_iterations": None})
         group = LearnerGroup(learner_settings(paced, start, objective, device_of(config, config.learner.gpus_per_rank)))
         stack.callback(group.close)
         group.start()
@@ -91,6 +95,7 @@ def _train(
     """One update an epoch. The policy's own log-probabilities go with it: the learner checks that it has its weights."""
     torch.set_num_threads(1)
     policy = load_policy(start)
+    check_policy(start, policy, load_tokenizer(start))
     for epoch in range(settings.epochs):
         batch = training_batch(
             training_sequences(policy, shown, temperature),

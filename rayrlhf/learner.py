@@ -39,6 +39,7 @@ from rayrlhf.packed_sequences import (
 )
 from rayrlhf.policy import load_policy, load_tokenizer
 from rayrlhf.policy_network import FrozenReference, PolicyNetwork
+from rayrlhf.run_length import learning_rate
 from rayrlhf.strategy import Device
 from rayrlhf.types import FloatArray, Minibatch, TrainingBatch, UpdateReport, ValueQuery, Weights
 from rayrlhf.update_checks import check_agreement, check_finite, check_gradients, check_weights
@@ -63,20 +64,6 @@ from rayrlhf.value import (
 from rayrlhf.weights import checksum, to_array
 
 
-def learning_rate(settings: OptimizerSettings, iteration: int, iterations: int) -> float:
-    """The learning rate of iteration 0, 1, ... of a run of `iterations`: a pure function, so nothing of it is saved.
-
-    It rises as 1/W, 2/W, ... over W warm-up iterations; linear decay falls from 1 to 1/iterations at the last one,
-    0 lying just beyond it.
-    """
-    lr = settings.lr
-    if iteration < settings.warmup_iterations:
-        lr *= (iteration + 1) / settings.warmup_iterations
-    if settings.decay == "linear":
-        lr *= max(0.0, 1 - iteration / iterations)
-    return lr
-
-
 class Learner:
     """The policy in training and its value network. All methods are collective: every rank calls them in one order."""
 
@@ -99,7 +86,7 @@ class Learner:
         The model at `model_path` is the reference of the objective's KL loss as well, whatever state is loaded later.
 
         `temperature` is the sampler's: the differentiated distribution is the sampled one (SPEC X-5, X-6).
-        `iterations` is the length of the run, for the learning rates. `value` is the network that `objective.value`
+        `iterations` is what the learning rates are spread over. `value` is the network that `objective.value`
         fits: neither comes without the other.
 
         Raises:

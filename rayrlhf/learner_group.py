@@ -19,14 +19,16 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayrlhf.algorithm_config import OptimizerConfig, ValueConfig
-from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill
+from rayrlhf.cluster import START_TIMEOUT_S, actor_environment, get, kill
 from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.errors import LearnerError
+from rayrlhf.files import saving
 from rayrlhf.gang import Gang
 from rayrlhf.losses import Objective
 from rayrlhf.policy import resolve_model
 from rayrlhf.types import FloatArray, TrainingBatch, UpdateReport, ValueQuery, Weights
 from rayrlhf.worker import PublishedWeights
+from rayrlhf.worker_death import LEARNER_MEMORY, Died
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class LearnerSettings:
     optimizer: OptimizerConfig
     learner: LearnerConfig
     temperature: float
-    iterations: int
+    iterations: int  # that the learning rates are spread over
     device: str  # cpu or cuda
     value: ValueConfig | None = None  # the value network that the objective fits
 
@@ -92,10 +94,12 @@ class LearnerRank:
         return self.learner.weights(), self.learner.version
 
     def save(self, model_folder: Path, state_folder: Path, value_folder: Path | None) -> None:
-        self.learner.save_model(model_folder)
-        self.learner.save_state(state_folder)
-        if value_folder is not None:
-            self.learner.save_value(value_folder)
+        """Raises StorageError where the disk gives out."""
+        with saving(model_folder.parent):
+            self.learner.save_model(model_folder)
+            self.learner.save_state(state_folder)
+            if value_folder is not None:
+                self.learner.save_value(value_folder)
 
     def load(self, state_folder: Path) -> int:
         """Returns the version of the weights that were loaded."""
@@ -134,7 +138,7 @@ class LearnerGroup:
                 num_cpus=self.config.cpus_per_rank,
                 num_gpus=self.config.gpus_per_rank,
                 scheduling_strategy=self._place(rank),
-                runtime_env=actor_environment(self.config.cpus_per_rank),
+                runtime_env=actor_environment(self.config.cpus_per_rank, distributed=True),
             ).remote()
             for rank in range(self.config.ranks)
         ]
@@ -143,14 +147,16 @@ class LearnerGroup:
             address = get([self.ranks[0].address.remote()], START_TIMEOUT_S)[0]
             return self._all("build", self._settings, timeout_s=START_TIMEOUT_S, each=address)
         except Died as error:
-            raise LearnerError(f"the learner did not start: {error}") from error
+            raise LearnerError(f"the learner did not start: {error}{error.advice(LEARNER_MEMORY)}") from error
 
     def rebuild(self, reason: Died) -> None:
         """Ends all ranks and starts them anew from the base model. Raises LearnerError after `max_rebuilds`."""
         kill(self.ranks)
         self.rebuilds += 1
         if self.rebuilds > self.config.max_rebuilds:
-            raise LearnerError(f"the learner died {self.rebuilds} times, last: {reason}") from reason
+            raise LearnerError(
+                f"the learner died {self.rebuilds} times, last: {reason}{reason.advice(LEARNER_MEMORY)}"
+            ) from reason
         self.start()
 
     def values(self, queries: Sequence[ValueQuery]) -> list[FloatArray]:

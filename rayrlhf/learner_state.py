@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayrlhf.errors import CheckpointError
+from rayrlhf.files import Count, read_record, typed
 
 STATE_FILE = "learner.json"
 
@@ -27,10 +28,9 @@ def read_version(folder: Path, layout: Mapping[str, Any]) -> int:
     Raises:
         CheckpointError: there is no state, or it was written with other settings than `layout`.
     """
-    try:
-        saved = json.loads((folder / STATE_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no learner state that can be read: {error}") from error
+    saved = read_record(
+        folder / STATE_FILE, dict[str, Any], CheckpointError, f"{folder} holds no learner state that can be read"
+    )
     others = [
         f"{key} was {saved.get(key)} and is {value} now: set `{key}: {saved.get(key)}`"
         for key, value in layout.items()
@@ -41,7 +41,7 @@ def read_version(folder: Path, layout: Mapping[str, Any]) -> int:
             f"the learner state in {folder} is sharded for the settings it was written with. {'; '.join(others)}, "
             "or start a new run from its model folder."
         )
-    return int(saved["version"])
+    return typed(Count, saved.get("version"), f"{folder / STATE_FILE}: version", CheckpointError)
 
 
 def save_random_state(file: Path, device: torch.device) -> None:

@@ -5,26 +5,33 @@ Both files hold one JSON object a line (json_lines.py), rising iterations, and -
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rayrlhf.errors import NotFiniteError, RunFolderError
-from rayrlhf.files import replace_file
-from rayrlhf.json_lines import line, open_append, rows
+from rayrlhf.errors import NotFiniteError
+from rayrlhf.files import Count, Number, Whole, storing
+from rayrlhf.json_lines import LineWriter, keep_lines, line, open_append, records
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import GameState, Trajectory
 
 BASELINE_ITERATION = -1
 """Iteration of the untrained model's episodes, played before the first."""
+
+MetricsRow = dict[str, Number]
+"""A line of `metrics.jsonl`: its `iteration` is an int."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +40,9 @@ class TurnRecord:
 
     observation: str
     action: str
-    probability: float | None  # of the action under the policy that played; None: an example was played (SPEC TW-8)
-    value: float | None  # V of the state before the action; None without a value network
-    reward: float  # the environment's own
+    probability: Number | None  # of the action under the policy that played; None: an example was played (SPEC TW-8)
+    value: Number | None  # V of the state before the action; None without a value network
+    reward: Number  # the environment's own
     valid: bool  # the game understood the action
     example: bool
     won: bool  # the game stands won after the turn
@@ -46,20 +53,20 @@ class SampleRecord:
     """One episode in `samples.jsonl` (SPEC section 11, sample log)."""
 
     run: str
-    iteration: int  # -1: the untrained model
-    index: int  # of the episode within the iteration
-    group: int  # of the episode within the iteration
+    iteration: Whole  # -1: the untrained model
+    index: Count  # of the episode within the iteration
+    group: Count  # of the episode within the iteration
     prompt: str
     response: str
-    score: float  # raw reward: the weighted sum of the parts, KL not subtracted
-    parts: Mapping[str, float]  # name of a reward -> its unweighted value
-    kl: float | None  # nats, sum over the response: logprob_sum - reference_logprob_sum; None without a reference
-    total: float  # shaped reward: score - coef * KL
-    logprob_sum: float  # nats, policy that sampled it
-    reference_logprob_sum: float | None  # nats
-    length: int  # response tokens, EOS included
+    score: Number  # raw reward: the weighted sum of the parts, KL not subtracted
+    parts: Mapping[str, Number]  # name of a reward -> its unweighted value
+    kl: Number | None  # nats, sum over the response: logprob_sum - reference_logprob_sum; None without a reference
+    total: Number  # shaped reward: score - coef * KL
+    logprob_sum: Number  # nats, policy that sampled it
+    reference_logprob_sum: Number | None  # nats
+    length: Count  # response tokens, EOS included
     finish: str  # eos or length
-    weights_version: int  # optimizer updates behind the policy that sampled it
+    weights_version: Count  # optimizer updates behind the policy that sampled it
     turns: tuple[TurnRecord, ...] = ()  # of a game; () of a prompt and its answer
 
     @property
@@ -80,14 +87,14 @@ class MetricsLog:
         """Opens the records of a run, made or resumed; what a killed process left torn is removed."""
         self._paths = (folder.metrics, folder.samples)
         self._files = [open_append(path) for path in self._paths]
-        self._events = _open_events(folder.tensorboard)
+        self._events = EventFile(folder.tensorboard)
 
     def record(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Appends one iteration's metrics (SPEC X-10 names); NotFiniteError names one that is NaN or infinite."""
         row = {name: _finite(name, value, iteration) for name, value in metrics.items()}
         self._files[0].write(line({"iteration": iteration, **row}))
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in row.items()])
-        self._events.add_event(Event(wall_time=time.time(), step=iteration, summary=summary))
+        self._events.add(Event(wall_time=time.time(), step=iteration, summary=summary))
 
     def record_samples(self, records: Iterable[SampleRecord]) -> None:
         """Appends episodes; NotFiniteError names a number among theirs that is NaN or infinite."""
@@ -101,20 +108,20 @@ class MetricsLog:
     def sync(self) -> None:
         """Puts everything recorded so far on the disk: called before a checkpoint is committed."""
         for file in self._files:
-            os.fsync(file.fileno())
-        self._events.flush()
+            file.sync()
+        self._events.sync()
 
     def truncate(self, iteration: int) -> None:
         """Forgets `iteration` and all later ones, in all records: a resumed run writes them again."""
         for file in self._files:
             file.close()
-        for path in self._paths:
-            replace_file(path, (text for text, row in rows(path) if row["iteration"] < iteration))
+        kinds: tuple[type[Any], ...] = (MetricsRow, SampleRecord)
+        for path, kind in zip(self._paths, kinds, strict=True):
+            keep_lines(path, kind, lambda row: _iteration(row) < iteration)
         self._files = [open_append(path) for path in self._paths]
         # TensorBoard's own mark of a restart: its readers drop what earlier files have at this step and later ones
         restart = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(wall_time=time.time(), step=iteration, session_log=restart))
-        self._events.flush()
+        self._events.add(Event(wall_time=time.time(), step=iteration, session_log=restart))
 
     def close(self) -> None:
         for file in self._files:
@@ -133,20 +140,12 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
     Empty where nothing was recorded yet. RunFolderError names a damaged line; a torn last one is passed over.
     """
-    return [row for _, row in rows(RunFolder(folder).metrics)]
+    return list(records(RunFolder(folder).metrics, MetricsRow))
 
 
 def iter_samples(folder: Path) -> Iterator[SampleRecord]:
     """The episodes of the run at `folder` in recording order, one in memory at a time. Else as `read_metrics`."""
-    path = RunFolder(folder).samples
-    for _, row in rows(path):
-        try:
-            turns = tuple(TurnRecord(**{name: turn[name] for name in _TURN_FIELDS}) for turn in row.get("turns", ()))
-            yield SampleRecord(**{name: row[name] for name in _SAMPLE_FIELDS}, turns=turns)
-        except KeyError as error:
-            raise RunFolderError(
-                f"{path}: an episode of iteration {row['iteration']} lacks {error}: another version of RayRLHF wrote it"
-            ) from None
+    return records(RunFolder(folder).samples, SampleRecord)
 
 
 def read_samples(folder: Path) -> list[SampleRecord]:
@@ -185,9 +184,8 @@ def turn_records(trajectory: Trajectory, values: Sequence[float] | None) -> tupl
     )
 
 
-_SAMPLE_FIELDS = tuple(field.name for field in fields(SampleRecord) if field.name != "turns")
-_TURN_FIELDS = tuple(field.name for field in fields(TurnRecord))
 _SAMPLE_NUMBERS = ("score", "kl", "total", "logprob_sum", "reference_logprob_sum")
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 _TURN_NUMBERS = ("probability", "value", "reward")
 
 
@@ -201,22 +199,49 @@ def _numbers(record: SampleRecord) -> Iterator[tuple[str, float]]:
                 yield f"{name} of turn {number}", value
 
 
+def _iteration(row: Mapping[str, float] | SampleRecord) -> float:
+    return row.iteration if isinstance(row, SampleRecord) else row["iteration"]
+
+
+def iteration_name(iteration: int) -> str:
+    """An iteration as people call it."""
+    return "the untrained model's episodes" if iteration == BASELINE_ITERATION else f"iteration {iteration}"
+
+
 def _finite(name: str, value: float, iteration: int) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise NotFiniteError(
-            f"iteration {iteration}: {name} is {number}. The run stops here; its last checkpoint is sound. "
-            "Lower optimizer.lr or look at the reward, then continue with --resume or start anew"
+            f"{iteration_name(iteration)}: {name} is {number}. The run stops here. Lower optimizer.lr or look at the "
+            "reward, then continue with --resume, where there is a checkpoint, or start anew"
         )
     return number
 
 
-def _open_events(folder: Path) -> EventFileWriter:
-    """A new event file that sorts after those in the folder: readers take them in the order of their names.
+class EventFile:
+    """TensorBoard's events of one session, each written as it comes: a disk that is full says so at once."""
 
-    The names carry whole seconds, so a run resumed within the second it was started in waits for the next.
-    """
-    now = time.time()
-    if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
-        time.sleep(int(now) + 1 - now)
-    return EventFileWriter(str(folder), flush_secs=10)
+    def __init__(self, folder: Path) -> None:
+        """A new file that sorts after those in the folder: readers take them in the order of their names.
+
+        The names carry whole seconds. Where the clock was put back, or stands in the same second still, it is the next
+        number after those that are there.
+        """
+        taken = [int(name[1]) for entry in folder.glob("*") if (name := _EVENT_FILE.match(entry.name))]
+        number = max([int(time.time()), *(1 + one for one in taken)])
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        host = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())
+        self._file = LineWriter(folder / f"events.out.tfevents.{number:010d}.{host}.{os.getpid()}")
+        self.add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, event: Event) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.write(record.getvalue())
+
+    def sync(self) -> None:
+        self._file.sync()
+
+    def close(self) -> None:
+        self._file.close()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rayrlhf.corpus import block_order
+from rayrlhf.policy import load_whole
 from rayrlhf.supervised import SupervisedModule, SupervisedSettings
 from rayrlhf.types import IntArray
 
@@ -66,7 +67,7 @@ class NextTokenModule(SupervisedModule):
 
     def write(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         self.model.save_pretrained(folder, state_dict=state)
-        AutoTokenizer.from_pretrained(self.settings.model).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(self.settings.model, trust_remote_code=False).save_pretrained(folder)
 
     def train_dataloader(self) -> DataLoader[Any]:
         rows = training_rows(self.settings, len(self.training_blocks), self.current_epoch, self.global_rank)
@@ -86,5 +87,5 @@ class NextTokenModule(SupervisedModule):
 
 def build(settings: SupervisedSettings, work: Path) -> NextTokenModule:
     """The module of a worker."""
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
+    model = load_whole(AutoModelForCausalLM, settings.model, f"model {settings.model}", dtype=torch.float32)
     return NextTokenModule(model, settings, work)

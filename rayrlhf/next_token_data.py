@@ -7,13 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rayrlhf.config import ModelConfig
 from rayrlhf.corpus import pack, split_documents, token_stream
 from rayrlhf.errors import ModelError, PromptError
+from rayrlhf.model_config import first_line, read_model_config, stated_context
 from rayrlhf.next_token import TRAINING_BLOCKS, VALIDATION_BLOCKS
 from rayrlhf.supervised import SupervisedSettings
 from rayrlhf.tokenizer_training import new_llama, train_tokenizer
+
+MOST_VALIDATION = 0.5  # share of the text
 
 
 def prepare_blocks(
@@ -42,26 +46,57 @@ def prepare_blocks(
         tokenizer.save_pretrained(settings.model)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         show(f"new model: {parameters:,} parameters, {len(tokenizer):,} tokens in its vocabulary")
-    for name, part, share in ((TRAINING_BLOCKS, training, "training"), (VALIDATION_BLOCKS, validation, "validation")):
-        blocks = _packed(part, tokenizer, settings.tokens_per_example, share)
-        np.save(work / name, blocks.astype(np.int32))
-        show(f"{share}: {len(part):,} documents, {blocks[:, 1:].size:,} tokens in {len(blocks):,} blocks")
+    parts = {"training": training, "validation": validation}
+    blocks = {share: _packed(part, tokenizer, settings.tokens_per_example) for share, part in parts.items()}
+    if not len(blocks["validation"]):
+        larger = _larger_share(corpus, tokenizer, settings.tokens_per_example, validation_share)
+        if larger is not None:
+            show(
+                f"a share of {validation_share:g} is less than a block: {larger:g} of the text is held out for validation"
+            )
+            parts = dict(zip(parts, split_documents(corpus, larger), strict=True))
+            blocks = {share: _packed(part, tokenizer, settings.tokens_per_example) for share, part in parts.items()}
+    for share, name in (("training", TRAINING_BLOCKS), ("validation", VALIDATION_BLOCKS)):
+        if not len(blocks[share]):
+            raise PromptError(
+                f"the {share} part has fewer tokens than one block of {settings.tokens_per_example}: give more text, or a "
+                "smaller --block-size"
+            )
+        np.save(work / name, blocks[share].astype(np.int32))
+        tokens = blocks[share][:, 1:].size
+        show(f"{share}: {len(parts[share]):,} documents, {tokens:,} tokens in {len(blocks[share]):,} blocks")
     return settings
+
+
+def _larger_share(
+    corpus: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, least: float
+) -> float | None:
+    """The smallest share of those tried whose validation part fills a block, and whose training part does too; None
+    where there is none."""
+    for share in (least * 2**step for step in range(1, 14)):
+        if share > MOST_VALIDATION:
+            break
+        if all(len(_packed(part, tokenizer, block_size)) for part in split_documents(corpus, share)):
+            return share
+    if all(len(_packed(part, tokenizer, block_size)) for part in split_documents(corpus, MOST_VALIDATION)):
+        return MOST_VALIDATION
+    return None
 
 
 def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of the model to continue from, checked together with its config. Raises ModelError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
-        config = AutoConfig.from_pretrained(settings.model).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
+        config = read_model_config(ModelConfig(path=settings.model), settings.model)
+    except ModelError:
+        raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"--model {settings.model} does not load: {reason}") from error
+        raise ModelError(f"--model {settings.model} does not load: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"--model {settings.model}: its tokenizer has no end-of-sequence token to put between documents"
         )
-    context = getattr(config, "max_position_embeddings", None)
+    context = stated_context(config)
     if context is not None and settings.tokens_per_example > context:
         raise ModelError(
             f"--block-size {settings.tokens_per_example} is more than the {context} tokens {settings.model} takes"
@@ -69,12 +104,5 @@ def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _packed(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, share: str) -> np.ndarray:
-    stream = token_stream(documents, tokenizer)
-    blocks = pack(stream, block_size)
-    if not len(blocks):
-        raise PromptError(
-            f"the {share} part has {len(stream) - 1} tokens, fewer than one block of {block_size}: give more text, "
-            f"{'a larger --validation-share, ' if share == 'validation' else ''}or a smaller --block-size"
-        )
-    return blocks
+def _packed(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> np.ndarray:
+    return pack(token_stream(documents, tokenizer), block_size)

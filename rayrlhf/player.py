@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rayrlhf.actions import make_actor
 from rayrlhf.agent_text import make_prompter
 from rayrlhf.config import AgentConfig
+from rayrlhf.ends import end_tokens
 from rayrlhf.examples import make_examples
 from rayrlhf.interfaces import Environments
 from rayrlhf.prompts import Prompt
@@ -38,8 +39,9 @@ class Player:
     ):
         """`context`: most tokens the model takes; `prompts`: those of a single-turn environment, empty for games."""
         self.max_turns = max_turns
-        self.prompter = make_prompter(agent, tokenizer, prompts, context, sampling.max_new_tokens)
-        sampler = TransformersSampler(policy, tokenizer.eos_token_id, sampling)
+        ends = end_tokens(tokenizer, getattr(policy, "generation_config", None))
+        self.prompter = make_prompter(agent, tokenizer, prompts, context, sampling.max_new_tokens, ends)
+        sampler = TransformersSampler(policy, ends, sampling)
         self._cut = 0
         self.actor = make_actor(agent.actions, sampler, self.prompter, agent.stop_at_sentence, response)
         self.examples = make_examples(agent.examples)

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from rayrlhf.errors import UserError
+from rayrlhf.files import Damage, json_value
 from rayrlhf.plugin_contract import CheckResult
+from rayrlhf.terminal_output import say
 
 
 def parsed_parameters(words: Sequence[str], fault: type[UserError], option: str = "") -> dict[str, Any]:
@@ -26,8 +26,8 @@ def parsed_parameters(words: Sequence[str], fault: type[UserError], option: str 
         if not equals or not key:
             raise fault(f"{option}{word}: write it as KEY=VALUE, as in {option}letter=e")
         try:
-            parsed[key] = json.loads(value)
-        except json.JSONDecodeError:
+            parsed[key] = json_value(value)
+        except Damage:
             parsed[key] = value
     return parsed
 
@@ -47,16 +47,7 @@ def say_results(results: Sequence[CheckResult]) -> None:
         say(f"{'pass' if result.passed else 'FAIL'}  {result.name}{f': {result.detail}' if result.detail else ''}")
     failed = sum(not result.passed for result in results)
     say(f"{len(results) - failed} of {len(results)} checks passed.")
+    if failed == len(results) == 1:
+        say("Nothing else was checked: nothing can be as long as this is so.")
     if failed:
         raise typer.Exit(1)
-
-
-def console() -> Console:
-    return Console(highlight=False)
-
-
-def say(text: str) -> None:
-    """Prints text as it is: no markup, and nothing that the terminal's encoding lacks can stop it."""
-    printer = console()
-    encoding = printer.encoding or "utf-8"
-    printer.print(Text(text.encode(encoding, "backslashreplace").decode(encoding)), soft_wrap=True)

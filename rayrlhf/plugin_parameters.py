@@ -8,13 +8,14 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Union
 
-from rayrlhf.plugins import nearest
+from rayrlhf.plugins import nearest, underlying
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def signature_of(plugin: Any) -> inspect.Signature:
-    """The signature of a class's constructor or of a function; of one written in C, which may have none: one argument."""
+    """The signature of a class's constructor, of a function or of a `functools.partial`; of one written in C, which may
+    have none: one argument."""
     try:
         return inspect.signature(plugin)
     except (ValueError, TypeError):
@@ -46,7 +47,7 @@ def parameter_faults(
     Checked types: int, float (an int will do), str, bool, None, Literal, and unions of them; others are taken as given.
     other_keys: words that an unknown key may have meant beside the parameters' names; asked where there is one.
     """
-    hints = _hints(plugin)
+    hints = _hints(underlying(plugin))
     kinds = [parameter.kind for parameter in signature_of(plugin).parameters.values()]
     unknown = [key for key in given if key not in known and inspect.Parameter.VAR_KEYWORD not in kinds]
     words = [*known, *other_keys()] if unknown else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +25,7 @@ from typing import Any, Literal
 
 from rayrlhf.error_location import location_of, shown_path
 from rayrlhf.errors import EpisodeError, RewardError, UserError
+from rayrlhf.python_path import own_module
 
 Kind = Literal["reward", "environment"]
 
@@ -35,11 +37,12 @@ _GYMNASIUM_ID = re.compile(r"(?:[\w.]+:)?(?:[\w-]+/)?[\w.-]+-v\d+|(?:[\w.]+:)?[\
 
 
 def load(kind: Kind, name: str) -> Any:
-    """The class (or, for rewards, the class or plain function) that `name` names; importing it is the only side effect.
+    """What `name` names: a class; for environments also a function that makes one; for rewards also a plain function of
+    a text, or an instance that is called as its class would be. `functools.partial` of any is as what it is of.
 
-    `module:Name` is imported with the working directory in front of `sys.path`. Raises RewardError or EpisodeError
-    where nothing has that name (the message suggests the nearest), where its module fails to import (the message
-    has file, line and the original error), or where what was found is no class or function.
+    Importing it is the only side effect, for `module:Name` with the working directory at the end of `sys.path`. Raises
+    RewardError or EpisodeError where nothing has that name (the message suggests the nearest), where its module fails to
+    import (the message has file, line and the original error), or where what was found is nothing of that kind.
     """
     if kind == "environment" and is_gymnasium_id(name):
         return _load_gymnasium(name)
@@ -70,6 +73,14 @@ def available(kind: Kind) -> dict[str, str]:
 def is_gymnasium_id(name: str) -> bool:
     """Whether an environment's name is a Gymnasium id: it has a namespace (`rayrlhf/`) or a version (`-v0`)."""
     return _GYMNASIUM_ID.fullmatch(name) is not None
+
+
+def is_own(kind: Kind, name: str) -> bool:
+    """Whether the name leads to a file of `rewards/` or `envs/`, by itself or by a Gymnasium id of RayRLHF's own; decided
+    without an import of anything else."""
+    if kind == "environment" and is_gymnasium_id(name):
+        return name.startswith("rayrlhf/")
+    return ":" not in name and _is_built_in(kind, canonical(name))
 
 
 def gymnasium_defaults(name: str) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def _gymnasium_spec(name: str) -> Any:
     importlib.import_module(_PACKAGE["environment"])  # registers the ids of our own
     module_name, _, identifier = name.rpartition(":")
     if module_name:
-        _import("environment", name, module_name)
+        _import_own("environment", name, module_name)
     try:
         return gymnasium.spec(identifier)
     except gymnasium.error.Error as error:
@@ -194,7 +205,7 @@ def _warn_of_hidden_entry_points(kind: Kind, name: str) -> None:
 def _unknown(kind: Kind, name: str) -> str:
     known = available(kind)
     message = f"no {kind} is named `{name}`{nearest(name, known)} Known: {', '.join(known) or 'none'}."
-    if name.isidentifier() and Path(f"{name}.py").is_file():
+    if name.isidentifier() and os.path.isfile(f"{name}.py"):
         return f"{message} For a function or class of your own {name}.py write `{name}:Name`."
     return f"{message} One of your own is named `module:Name`."
 
@@ -208,14 +219,35 @@ def _load_reference(kind: Kind, name: str) -> Any:
             f"`{name}` is no `module:Name`: write the module as Python imports it and the class or function in it, "
             f"as in `{stem or 'my_plugins'}:{attribute or 'Name'}`."
         )
-    return _attribute(kind, name, _import(kind, name, module_name), attribute)
+    if module_name == "__main__":
+        raise _FAULT[kind](
+            f"the {kind} `{name}` is in the program that was started, which the processes of a run do not see: move it to a "
+            f"file of its own, such as my_{kind}s.py in the working directory, and write `my_{kind}s:{attribute}`."
+        )
+    return _attribute(kind, name, _import_own(kind, name, module_name), attribute)
+
+
+def _import_own(kind: Kind, name: str, module_name: str) -> ModuleType:
+    """Imports the module of a `module:Name`. Raises where a file of the user's has that name and something else hides it."""
+    top = module_name.partition(".")[0]
+    own = own_module(top)
+    module = _import(kind, name, module_name)
+    found = getattr(sys.modules.get(top), "__file__", None)
+    if own is None or (found is not None and os.path.exists(found) and os.path.samefile(own, found)):
+        return module
+    what = (
+        "a module of Python's standard library" if top in sys.stdlib_module_names else f"an installed package ({found})"
+    )
+    raise _FAULT[kind](
+        f"the {kind} `{name}`: `{top}` is {what}, which hides your {shown_path(own)}: give your file another name."
+    )
 
 
 def _import(kind: Kind, name: str, module_name: str) -> ModuleType:
-    """Imports a plugin's module; the working directory comes first, as it does for `python -m`."""
+    """Imports a plugin's module; the working directory comes last, so that no file there hides what others need."""
     working_directory = os.getcwd()
     if working_directory not in sys.path and "" not in sys.path:
-        sys.path.insert(0, working_directory)
+        sys.path.append(working_directory)
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module_name)
@@ -247,7 +279,8 @@ def _attribute(kind: Kind, name: str, module: ModuleType, path: str) -> Any:
             choices = {key.lower(): key for key, value in vars(found).items() if callable(value) and key[0] != "_"}
             close = difflib.get_close_matches(part.lower(), choices, n=1)
             suggestion = f": did you mean `{choices[close[0]]}`?" if close else "."
-            where = shown_path(module.__file__) if module.__file__ else module.__name__
+            file = getattr(module, "__file__", None)  # which those built into Python have not
+            where = shown_path(file) if file else module.__name__
             raise _FAULT[kind](f"the {kind} `{name}`: {where} has no `{part}`{suggestion}")
         found = getattr(found, part)
     return found
@@ -255,12 +288,63 @@ def _attribute(kind: Kind, name: str, module: ModuleType, path: str) -> Any:
 
 def _checked(kind: Kind, name: str, plugin: Any) -> Any:
     """`plugin` if it can be one of its kind, judged without calling it."""
-    if inspect.isclass(plugin):
-        methods = {method for base in plugin.__mro__ for method in vars(base)}
-        missing = [method for method in _METHODS[kind] if method not in methods]
+    made_of = underlying(plugin)
+    if inspect.isclass(made_of):
+        missing = missing_methods(kind, made_of)
         if missing:
             raise _FAULT[kind](f"the {kind} `{name}` is a class without `{'` and `'.join(missing)}`.")
-    elif not (kind == "reward" and callable(plugin) and hasattr(plugin, "__name__")):
-        kinds = "a class or a function" if kind == "reward" else "a class"
-        raise _FAULT[kind](f"the {kind} `{name}` is {plugin!r}: it has to be {kinds}.")
+        if kind == "reward":
+            _refuse_columns(name, made_of.__call__)
+    elif kind == "environment" and not missing_methods(kind, type(made_of)):
+        raise EpisodeError(
+            f"the environment `{name}` is an instance, and every episode that is played beside others needs one of its "
+            "own: name its class, or a function that makes one."
+        )
+    elif not callable(made_of):
+        kinds = "a class, a function, or an instance that can be called" if kind == "reward" else _ENVIRONMENT_KINDS
+        raise _FAULT[kind](f"the {kind} `{name}` is {_shown(plugin)}: it has to be {kinds}.")
+    elif kind == "reward":
+        _refuse_columns(name, made_of)
     return plugin
+
+
+_ENVIRONMENT_KINDS = "a class, or a function that makes environments"
+
+
+def underlying(plugin: Any) -> Any:
+    """What a `functools.partial` is of; anything else as it is."""
+    while isinstance(plugin, functools.partial):
+        plugin = plugin.func
+    return plugin
+
+
+def is_instance(plugin: Any) -> bool:
+    """Whether a reward is an object that the user has made, ready to be called with trajectories."""
+    made_of = underlying(plugin)
+    return not (inspect.isclass(made_of) or inspect.isroutine(made_of) or hasattr(made_of, "__name__"))
+
+
+def missing_methods(kind: Kind, cls: type) -> list[str]:
+    """Of those that a class of this kind has to have."""
+    methods = {method for base in cls.__mro__ for method in vars(base)}
+    return [method for method in _METHODS[kind] if method not in methods]
+
+
+def _refuse_columns(name: str, function: Any) -> None:
+    """Raises RewardError for a reward of lists of prompts and completions, the shape that TRL's trainers call."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (ValueError, TypeError):  # of a function written in C
+        return
+    if "completions" in parameters:
+        raise RewardError(
+            f"the reward `{name}` takes lists of prompts and `completions`, and is not called so here: write a function "
+            f"of one episode's text, `def {name.rpartition('.')[2].rpartition(':')[2]}(text: str) -> float`, or a class "
+            "with `__call__(self, trajectories)`, where each trajectory has `turns[0].observation` (the prompt), "
+            "`turns[-1].action` (the completion) and `text` (both)."
+        )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -5,8 +5,10 @@ A model is whatever `from_pretrained` takes (a local folder or a hub name), or `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,39 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rayrlhf import model_config
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import ModelError
+from rayrlhf.forward import logits_after
 from rayrlhf.kl_estimators import VocabularyEstimator, vocabulary_kl
 from rayrlhf.losses import selected_logprobs
+from rayrlhf.model_config import other_shapes, read_model_config, why_not
+from rayrlhf.model_paths import ASSETS as ASSETS
+from rayrlhf.model_paths import resolve_model
 from rayrlhf.types import AllowedTokens, FloatArray, IntArray
 
 CHECKED_AT_ONCE_BYTES = 1_000_000_000  # a local model up to this size is loaded once before a run starts, as a check
-ASSETS = Path(__file__).parent / "assets"
 
 transformers_logging.disable_progress_bar()
-
-
-def resolve_model(path: str) -> str:
-    """The folder of a shipped model, the absolute path of a local folder, or a hub name as it is.
-
-    Raises ModelError for a path that looks local and is no model folder.
-    """
-    shipped = ASSETS / path
-    if "/" not in path and shipped.is_dir() and not Path(path).exists():
-        return str(shipped)
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model {path}: the folder has no config.json, so it is no saved model")
-        return str(folder.resolve())
-    if folder.exists():
-        raise ModelError(f"model {path}: this is a file; give the folder that holds config.json and model.safetensors")
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise ModelError(f"model {path}: no such folder")
-    return path
+logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -55,7 +42,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except Exception as error:
-        raise ModelError(f"model {config.path}: its tokenizer does not load: {_first_line(error)}") from error
+        raise ModelError(
+            f"model {config.path}: its tokenizer does not load: {why_not(path, config.trust_remote_code, error)}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"model {config.path}: its tokenizer has no end-of-sequence token, so no answer would ever end"
@@ -73,32 +62,75 @@ def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def load_policy(config: ModelConfig, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
     """The causal language model in evaluation mode: dropout is off in every part of a run (SPEC ALLIT-2).
 
-    Raises ModelError where it does not load, lacks weights, or is no causal language model.
+    Raises ModelError where it does not load, lacks weights, has some that are no numbers, or is no causal language model.
     """
     path = resolve_model(config.path)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=config.trust_remote_code, output_loading_info=True
-        )
-    except Exception as error:
-        raise ModelError(f"model {config.path} does not load: {_first_line(error)}") from error
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"model {config.path} lacks weights and would start at random: {', '.join(missing[:5])}")
+    read_model_config(config, path)
+    model = load_whole(
+        AutoModelForCausalLM, path, f"model {config.path}", dtype=dtype, trust_remote_code=config.trust_remote_code
+    )
     return model.to(device).eval()
 
 
-def context_length(config: ModelConfig) -> int:
-    """The most tokens the model takes, prompt and response together. Raises ModelError where its config does not say."""
+def load_whole(factory: Any, path: str | Path, name: str, **options: Any) -> Any:
+    """What `factory.from_pretrained` makes of all the weights at `path`; `name` is what a message calls it.
+
+    Raises ModelError where it does not load, lacks weights, or has some that are not finite.
+    """
+    options.setdefault("trust_remote_code", False)  # transformers' default asks at the terminal
     try:
-        loaded = AutoConfig.from_pretrained(resolve_model(config.path), trust_remote_code=config.trust_remote_code)
+        with _one_line_each():
+            model, report = factory.from_pretrained(path, output_loading_info=True, **options)
     except Exception as error:
-        raise ModelError(f"model {config.path}: its config.json does not load: {_first_line(error)}") from error
-    length = getattr(loaded.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(length, int) or length < 2:
-        raise ModelError(f"model {config.path}: its config.json names no max_position_embeddings")
-    return length
+        reason = why_not(path, options["trust_remote_code"], error)
+        reason = other_shapes(factory, path, **options) or reason
+        raise ModelError(f"{name} does not load: {reason}") from error
+    missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:
+        raise ModelError(f"{name} lacks weights and would start at random: {', '.join(missing[:5])}")
+    if unused:
+        logger.warning("%s: %d tensors of its files are not used: %s", name, len(unused), ", ".join(unused[:3]))
+    check_finite_weights(model, name)
+    return model
+
+
+@contextlib.contextmanager
+def _one_line_each() -> Iterator[None]:
+    """transformers prints a table of every tensor that is wrong; here errors name the first."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+@torch.no_grad()
+def check_finite_weights(model: nn.Module, name: str) -> None:
+    """Raises ModelError, naming the first tensor, where weights as they were loaded are NaN or infinite."""
+    wrong = [
+        (key, tensor)
+        for key, tensor in model.named_parameters()
+        if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all()
+    ]
+    if wrong:
+        key, tensor = wrong[0]
+        count = int((~tensor.isfinite()).sum())
+        more = f", as are those of {len(wrong) - 1} other tensors" if len(wrong) > 1 else ""
+        raise ModelError(
+            f"{name}: {count} of the {tensor.numel()} weights of {key} are no finite numbers (NaN or infinite){more}: the "
+            "files are damaged, or the training that wrote them diverged"
+        )
+
+
+def context_length(config: ModelConfig) -> int:
+    """The most tokens the model takes, prompt and response together. Raises ModelError."""
+    return model_config.context_length(config, resolve_model(config.path))
+
+
+def end_ids(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """All tokens that end what the model says, the tokenizer's end-of-sequence token first. Raises ModelError."""
+    return model_config.model_ends(config, resolve_model(config.path), tokenizer)
 
 
 def check_vocabulary(config: ModelConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -108,6 +140,18 @@ def check_vocabulary(config: ModelConfig, model: nn.Module, tokenizer: PreTraine
         raise ModelError(f"model {config.path}: its tokenizer has {len(tokenizer)} tokens, its embedding only {rows}")
 
 
+def check_policy(config: ModelConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Whether a loaded model can be sampled and scored at all: its vocabulary, and whether its numbers are a ground.
+
+    Raises ModelError where the tokenizer gives ids that it lacks, or plain forward passes disagree with themselves
+    (`sampling.agreement`). How it is sampled, by its cache or without, is found out where it is sampled.
+    """
+    from rayrlhf.sampling.agreement import check_plain
+
+    check_vocabulary(config, model, tokenizer)
+    check_plain(model, config.path)
+
+
 def check_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Loads a small local model once, so that its faults are known before anything starts. Raises ModelError.
 
@@ -115,7 +159,7 @@ def check_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None
     """
     folder = Path(resolve_model(config.path))
     if folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= CHECKED_AT_ONCE_BYTES:
-        check_vocabulary(config, load_policy(config), tokenizer)
+        check_policy(config, load_policy(config), tokenizer)
 
 
 @torch.inference_mode()
@@ -235,9 +279,4 @@ def _forwards(
         ids = ids.to(device)
         first = min(starts[i] for i in batch)  # logits before it are never looked at
         keep = ids.shape[1] - first + 1
-        yield batch, ids, first, model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[:, :-1]
-
-
-def _first_line(error: Any) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+        yield batch, ids, first, logits_after(model, ids, keep)[:, :-1]

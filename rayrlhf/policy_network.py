@@ -3,12 +3,12 @@ and the frozen reference beside it."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rayrlhf.forward import takes
 from rayrlhf.value import ValueHead, count_pad_embedding
 
 
@@ -26,7 +26,7 @@ class PolicyNetwork(nn.Module):
         self.policy = policy
         self.head = head
         self.detach = detach
-        self._keeps_logits = "logits_to_keep" in inspect.signature(policy.forward).parameters
+        self._keeps_logits = takes(policy, "logits_to_keep")
 
     def forward(self, input_ids: Tensor, columns: Tensor, value_columns: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits [B, C, V] after each of the columns [C] and values [B, D] after each of value_columns [D].

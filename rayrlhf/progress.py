@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from rayrlhf.terminal_output import plain_console
+
 _FACTS = (("reward", "objective/score", ""), ("won", "rollout/won", ""), ("KL", "objective/kl", " nats"))
 
 
@@ -28,7 +30,7 @@ class Progress:
         interval_s: least time between two plain lines.
         """
         self._iterations = iterations
-        self._console = console or Console(stderr=True)
+        self._console = console or plain_console(stderr=True)
         self._interval_s = interval_s
         self._clock = clock
         # (iterations done, when): the last 20 tell the speed. A resumed run's first update says where it stands, and

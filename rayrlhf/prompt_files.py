@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import PromptError
+from rayrlhf.files import parse_json, read_text
 
 Messages = list[dict[str, Any]]
 """A conversation: `{"role": ..., "content": ...}` in order."""
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+_TABLE = 'write it as JSONL, a line such as {{"{field}": "..."}} for each prompt, in a file that ends in .jsonl'
+_PACKED = "is compressed, and is not read so: unpack it first, and name the file that was in it"
+_INSTEAD = {
+    ".json": f"one JSON text is not read as prompts: {_TABLE}",
+    ".csv": f"a table of this kind is not read: {_TABLE}",
+    ".tsv": f"a table of this kind is not read: {_TABLE}",
+    ".gz": f"it {_PACKED} (`gunzip {{name}}`)",
+    **dict.fromkeys((".zst", ".bz2", ".xz", ".zip"), f"it {_PACKED}"),
+}
+"""Suffix -> what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +43,12 @@ def read_file(path: Path, field: str) -> Iterator[Row | None]:
     Raises:
         PromptError: the file is missing, unreadable, or a row of it holds no prompt.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise PromptError(f"{path} is a folder: name it as environment.prompts.folder")
-    if not path.exists():
+    if not os.path.exists(path):
         raise PromptError(f"{path}: there is no such file (environment.prompts, from {Path.cwd()})")
-    if path.suffix == ".json":
-        raise PromptError(f"{path}: prompts are read from JSONL, one object a line in a file that ends in .jsonl")
+    if path.suffix in _INSTEAD:
+        raise PromptError(f"{path}: {_INSTEAD[path.suffix].format(name=path.name, field=field)}")
     readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     return readers.get(path.suffix, _text_rows)(path, field)
 
@@ -61,15 +72,7 @@ def read_folder(folder: Path, field: str) -> Iterator[Row | None]:
 
 def _lines(path: Path) -> Iterable[str]:
     """The lines without their breaks. Only \\n and \\r\\n end one: a prompt may hold any other character."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise PromptError(f"{path}:{line}: not UTF-8 text (byte {raw[error.start]:#04x})") from error
+    text = read_text(path, PromptError)
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -87,10 +90,7 @@ def _jsonl_rows(path: Path, field: str) -> Iterator[Row | None]:
 
 
 def _json_row(line: str, place: str, field: str) -> Row:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"{place}: not JSON: {error}") from error
+    record = parse_json(line, place, PromptError)
     if not isinstance(record, dict):
         raise PromptError(f'{place}: a JSONL row is an object such as {{"{field}": "..."}}, not {line.strip()[:40]}')
     if field not in record:
@@ -116,6 +116,9 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Row | None]:
 
 
 def _fields_hint(names: Iterable[str]) -> str:
+    names = list(names)
+    if "messages" in names:
+        return "it has messages: set environment.prompts.field=messages"
     return f"it has {', '.join(names) or 'none'}: say which in environment.prompts.field"
 
 
@@ -130,6 +133,11 @@ def _content(value: Any, place: str, field: str) -> str | Messages:
     if not value:
         raise PromptError(f"{place}: the list of messages is empty; take the row out")
     for message in value:
+        if isinstance(message, dict) and isinstance(message.get("content"), list):
+            raise PromptError(
+                f"{place}: the content of a message is a list of parts: write their text as one, "
+                '{"role": "...", "content": "..."}'
+            )
         texts = isinstance(message, dict) and [message.get("role"), message.get("content")]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise PromptError(f'{place}: a message is {{"role": "...", "content": "..."}}, not {str(message)[:60]}')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,11 @@ TW7_FORMATS = ("you", "question", "sentence")
 class TextIds:
     """A tokenizer for pieces of text: no special tokens are added, each text is tokenised once while it is cached."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()):
+        """ends: what ends a response, beside the tokenizer's EOS."""
         self.tokenizer = tokenizer
         self.eos = int(tokenizer.eos_token_id)
+        self.ends = {self.eos, *ends}
         self.of_game = functools.lru_cache(CACHED_TEXTS)(functools.partial(self._ids, special=False))
         self.of_frame = functools.partial(self._ids, special=True)
 
@@ -42,8 +44,15 @@ class TextIds:
         first = list(self.tokenizer("")["input_ids"])[:1]
         return np.array(first if first == [self.tokenizer.bos_token_id] else [], np.int64)
 
-    def without_eos(self, response: IntArray) -> IntArray:
-        return response[:-1] if len(response) and response[-1] == self.eos else response
+    def ends_with_end(self, ids: IntArray) -> bool:
+        return len(ids) > 0 and int(ids[-1]) in self.ends
+
+    def without_end(self, response: IntArray) -> IntArray:
+        return response[:-1] if self.ends_with_end(response) else response
+
+    def end_before(self, closing: IntArray) -> int:
+        """The end of a response that `closing` follows: its own first token where that is an end, else the EOS."""
+        return int(closing[0]) if self.ends_with_end(closing[:1]) else self.eos
 
     def joins_words(self) -> bool:
         """Whether the tokenizer puts the space before a text itself, as sentencepiece ones do."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from rayrlhf.config import PromptsConfig
 from rayrlhf.errors import PromptError
+from rayrlhf.files import printable
 from rayrlhf.prompt_files import Messages, Row, read_file, read_folder
 from rayrlhf.types import IntArray
 
@@ -176,7 +177,7 @@ def _warn_of_specials(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -
         row, token = spelling[0]
         logger.warning(
             "%d of %d prompts spell a special token (first: %s in %s); the policy reads the token, not the letters",
-            len(spelling), len(rows), token, row.place,
+            len(spelling), len(rows), printable(token), row.place,
         )  # fmt: skip
     return len(spelling)
 

@@ -21,10 +21,13 @@ from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.dumps import CONFIG, Dump, episode_arrays, read_dump
 from rayrlhf.environments import prepare_environment
 from rayrlhf.errors import CheckpointError
+from rayrlhf.files import check_plain, read_text
 from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.run_folder import parse_config
 from rayrlhf.run_parts import environment_settings, starting_point, worker_settings
+from rayrlhf.terminal_output import plain_console
+from rayrlhf.trust import NOBODY, Trust, code_of_plugins, trusted_model
 from rayrlhf.types import EpisodeScore, Trajectory
 from rayrlhf.worker import RolloutWorker
 
@@ -48,20 +51,23 @@ class Comparison:
         return not (self.tokens or self.logprobs or self.texts or self.scores)
 
 
-def replay(folder: Path) -> bool:
+def replay(folder: Path, trust: Trust = NOBODY) -> bool:
     """Plays the batch in `folder` again, prints the comparison and the worst texts; returns whether all is the same.
 
-    Raises CheckpointError where the folder holds no whole batch, or the model it starts from is gone.
+    Raises CheckpointError where the folder holds no whole batch, or the model it starts from is gone, UntrustedCodeError
+    where its config names code that nobody trusts.
     """
     dump = read_dump(folder)
-    config = parse_config((folder / CONFIG).read_text(), str(folder / CONFIG))
+    config = parse_config(read_text(folder / CONFIG, CheckpointError), str(folder / CONFIG))
+    trust.require(folder, code_of_plugins(config))
+    config = config.model_copy(update={"model": trusted_model(config.model, folder, trust)})
     trajectories = play_again(dump, config, folder)
     scores: list[EpisodeScore] = []
     if dump.scores:
         with RewardProcess(config.reward, config.reward_timeout_s) as rewards:
             scores = ResponseScorer(rewards, config.response, config.rollout.max_new_tokens).score(trajectories)
     comparison = compare(dump, trajectories, scores)
-    show(Console(), dump, comparison, trajectories, scores)
+    show(plain_console(), dump, comparison, trajectories, scores)
     return comparison.same
 
 
@@ -86,7 +92,8 @@ def base_model(config: RunConfig, folder: Path) -> ModelConfig:
         raise CheckpointError(
             f"the run started from a model of its own in {made}, which is gone: leave the batch where it was"
         )
-    return ModelConfig(path=str(made))
+    check_plain(made.parent, [made.name])
+    return config.model.model_copy(update={"path": str(made), "scratch": None})
 
 
 def compare(dump: Dump, trajectories: Sequence[Trajectory], scores: Sequence[EpisodeScore]) -> Comparison:
@@ -119,10 +126,14 @@ def show(
         console.print(Text(f"{name.replace('logprobs', 'log-probabilities')} of {count} episodes: {verdict}"))
     kls = np.array([episode_kl(trajectory) for trajectory in trajectories])
     for number in np.argsort(-np.nan_to_num(kls, nan=np.inf), kind="stable")[:WORST]:
-        title = f"episode {trajectories[number].index}: KL {kls[number]:.1f} nats"
+        title = f"episode {trajectories[number].index}: {_kl_line(kls[number])}"
         if scores:
             title += f", reward {float(scores[number].total.sum(dtype=np.float64)):.2f}"
         console.print(Panel(Text(trajectories[number].text[:TEXT_SHOWN]), title=title, title_align="left"))
+
+
+def _kl_line(kl: float) -> str:
+    return f"KL {kl:.1f} nats" if np.isfinite(kl) else "KL unknown: a log-probability of it is no finite number"
 
 
 def episode_kl(trajectory: Trajectory) -> float:

@@ -5,20 +5,21 @@ Everything that a model, a reward or a config wrote is escaped, and the page's o
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rayrlhf.charts import Series, line_chart
 from rayrlhf.errors import RunFolderError
 from rayrlhf.evaluation_results import read_evaluation
-from rayrlhf.files import replace_file
+from rayrlhf.files import Damage, json_value, read_bytes, replace_file, typed_value
 from rayrlhf.game_report import evaluation_table, transcript
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, read_metrics
 from rayrlhf.report_alarms import alarm_table, alarms_of
 from rayrlhf.report_page import page, text
 from rayrlhf.run_folder import RunFolder
-from rayrlhf.summary import DIVERSITY_FLOOR, RunSummary, read_history, summary_of, write_summary
+from rayrlhf.summary import DIVERSITY_FLOOR, EpisodeHistory, RunSummary, read_history, summary_of, write_summary
+from rayrlhf.text_statistics import word_units
 
 SAMPLES_SHOWN = 4
 """Episodes shown of the first, the middle and the last iteration each."""
@@ -56,7 +57,7 @@ def write_report(folder: Path) -> Path:
         f'<p class="verdict">{text(verdict(summary, planned))}</p>',
         _tiles(summary),
         alarm_table(alarms),
-        _curves(rows, summary, history.diversity, alarms.iterations),
+        _curves(rows, summary, history, alarms.iterations),
         "" if evaluation is None else evaluation_table(evaluation),
         _samples(history.at),
         _times(rows),
@@ -102,7 +103,8 @@ def _planned_iterations(run: RunFolder) -> int | None:
     """From the config; a config of another version costs the report this number alone."""
     try:
         return run.read_config().iterations
-    except RunFolderError:
+    except RunFolderError as error:
+        warnings.warn(f"{error}; the report goes without it", stacklevel=2)
         return None
 
 
@@ -132,7 +134,7 @@ def _tiles(summary: RunSummary) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _curves(rows: Rows, summary: RunSummary, diversity: Sequence[tuple[int, float]], alarms: Sequence[float]) -> str:
+def _curves(rows: Rows, summary: RunSummary, history: EpisodeHistory, alarms: Sequence[float]) -> str:
     """Games won, reward with its parts, KL and diversity, with the detector's alarms in them; under them what is looked
     at when something is wrong, small."""
     rewards = _series(rows, ["objective/score"])
@@ -145,9 +147,10 @@ def _curves(rows: Rows, summary: RunSummary, diversity: Sequence[tuple[int, floa
         charts.append(line_chart("Reward", rewards, level=base, from_zero=True, alarms=alarms))
     if kl := _series(rows, ["objective/kl"]):
         charts.append(line_chart("KL from the base model, nats a sequence", kl, from_zero=True, alarms=alarms))
-    if diversity:
-        line = Series("diversity", [point[0] for point in diversity], [point[1] for point in diversity])
-        title = "Diversity: distinct-2 of the last 50 texts, share of the base model's"
+    if history.diversity:
+        line = Series("diversity", [at for at, _ in history.diversity], [share for _, share in history.diversity])
+        units = word_units(record.text for record in (*history.base, *history.last))
+        title = f"Diversity: distinct-2 of the last 50 texts, share of the base model's ({units})"
         charts.append(line_chart(title, [line], level=("floor", DIVERSITY_FLOOR), from_zero=True, alarms=alarms))
     small = [_small_chart(rows, name) for name in _small_multiples(rows)]
     if not charts and not small:
@@ -262,12 +265,14 @@ def _facts(run: RunFolder) -> str:
     """The config and the versions, folded away."""
     sessions = []
     if run.sessions.exists():
-        for line in run.sessions.read_text().splitlines():
+        for number, line in enumerate(read_bytes(run.sessions, RunFolderError).splitlines(), start=1):
             try:
-                sessions.append(", ".join(f"{name} {value}" for name, value in json.loads(line).items()))
-            except (ValueError, AttributeError):
-                continue  # torn by a kill
+                said = typed_value(dict[str, str], json_value(line))
+                sessions.append(", ".join(f"{name} {value}" for name, value in said.items()))
+            except Damage as error:  # torn by a kill, most often: no reason to have no report
+                sessions.append(f"line {number} is damaged: {error}")
+    config = read_bytes(run.config, RunFolderError).decode(errors="replace")
     return (
-        f"<details><summary>Config</summary><pre>{text(run.config.read_text())}</pre></details>"
+        f"<details><summary>Config</summary><pre>{text(config)}</pre></details>"
         f"<details><summary>Versions</summary><pre>{text(chr(10).join(sessions))}</pre></details>"
     )

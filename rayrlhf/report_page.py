@@ -1,18 +1,31 @@
-"""The report as a page of HTML: hostile text made harmless, and the style sheet, light and dark."""
+"""Pages of HTML: the one template engine, hostile text made harmless, and the reports' style sheet, light and dark."""
 
 from __future__ import annotations
 
-from html import escape
+import jinja2
+from markupsafe import Markup, escape
 
 from rayrlhf.files import printable
 
 
+def environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:
+    """Where all templates are filled in: whatever they write is escaped, what HTML cannot hold made visible."""
+    return jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def page(title: str, body: str) -> str:
     """A whole page. title: text; body: HTML."""
-    return _PAGE.replace("{title}", text(title)).replace("{style}", _STYLE).replace("{body}", body)
+    return environment().from_string(_PAGE).render(title=title, style=Markup(_STYLE), body=Markup(body))
 
 
-def text(shown: str) -> str:
+def text(shown: str) -> Markup:
     """Hostile text as HTML text: escaped, what HTML cannot hold made visible."""
     return escape(printable(shown))
 
@@ -24,11 +37,11 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
+<title>{{ title }}</title>
+<style>{{ style }}</style>
 </head>
 <body>
-{body}
+{{ body }}
 </body>
 </html>
 """

@@ -6,12 +6,13 @@ A rollout worker marks each response (`ResponseRules`), a driver scores what the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from rayrlhf.ends import end_set
 from rayrlhf.errors import ConfigError
 from rayrlhf.response_config import MissingStopConfig, ResponseConfig
 from rayrlhf.shares import share_of
@@ -41,11 +42,11 @@ def penalised_stop(config: ResponseConfig) -> Stop:
 class StopFinder:
     """Finds one stop in the ids of responses."""
 
-    def __init__(self, stop: Stop, decode: Callable[[IntArray], str], eos_token_id: int):
-        """`decode`: response ids as text without special tokens."""
+    def __init__(self, stop: Stop, decode: Callable[[IntArray], str], eos_token_id: int | Collection[int]):
+        """`decode`: response ids as text without special tokens. `eos_token_id`: one end, or all of the model's."""
         self.stop = stop
         self._decode = decode
-        self._eos_token_id = eos_token_id
+        self._ends = end_set(eos_token_id)
         self._may_complete = functools.cache(self._judge)
 
     def completed(self, ids: IntArray) -> bool:
@@ -53,7 +54,7 @@ class StopFinder:
         if len(ids) <= self.stop.after_tokens:
             return False
         if self.stop.text is None:
-            return bool(ids[-1] == self._eos_token_id)
+            return int(ids[-1]) in self._ends
         if not self._may_complete(int(ids[-1])):
             return False
         text = self._decode(ids)
@@ -82,9 +83,9 @@ class Marks:
 class ResponseRules:
     """The rules of a run, for the tokenizer of its policy."""
 
-    def __init__(self, config: ResponseConfig, decode: Callable[[IntArray], str], eos_token_id: int):
+    def __init__(self, config: ResponseConfig, decode: Callable[[IntArray], str], eos_token_id: int | Collection[int]):
         truncation = config.truncation
-        self._eos_token_id = eos_token_id
+        self._ends = end_set(eos_token_id)
         self._truncation: StopFinder | None = None
         self._penalised: StopFinder | None = None
         if truncation is not None:
@@ -97,7 +98,7 @@ class ResponseRules:
     def ends(self, ids: IntArray) -> bool:
         """Whether response ids [t] end with their last one, where the rules stop the sampler: at EOS or at the stop."""
         assert self._truncation is not None
-        return bool(ids[-1] == self._eos_token_id) or self._truncation.completed(ids)
+        return int(ids[-1]) in self._ends or self._truncation.completed(ids)
 
     def marks(self, ids: IntArray) -> Marks:
         """Of a whole response [T]."""

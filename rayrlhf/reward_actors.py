@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import ray
 
-from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill
+from rayrlhf import plugins
+from rayrlhf.cluster import START_TIMEOUT_S, actor_environment, get, kill
 from rayrlhf.config import RewardPart
 from rayrlhf.errors import RewardError
 from rayrlhf.gang import Gang
+from rayrlhf.reward_contract import remembering
 from rayrlhf.reward_mixture import RewardMixture, part_keys
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.types import EpisodeScore, Trajectory
+from rayrlhf.worker_death import REWARD_MEMORY, Died
 
 CHUNK = 64  # episodes
 MAX_RETRIES = 3
@@ -59,7 +62,9 @@ class ActorReward:
         try:
             get([actor.ready.remote() for actor in self.actors], START_TIMEOUT_S)
         except Died as error:
-            raise RewardError(f"reward `{self.key}`: an actor did not start: {error}") from error
+            raise RewardError(
+                f"reward `{self.key}`: an actor did not start: {error}{error.advice(REWARD_MEMORY)}"
+            ) from error
         self._slow.clear()
 
     def submit(self, trajectories: Sequence[Trajectory]) -> list[tuple[int, Any, Sequence[Trajectory]]]:
@@ -93,7 +98,9 @@ class ActorReward:
                         "`reward_timeout_s` sets the limit."
                     ) from reason
                 if attempt == MAX_RETRIES:
-                    raise RewardError(f"reward `{self.key}`: its actor died {attempt + 1} times: {reason}") from reason
+                    raise RewardError(
+                        f"reward `{self.key}`: its actor died {attempt + 1} times: {reason}{reason.advice(REWARD_MEMORY)}"
+                    ) from reason
                 self._replace(number)
                 reference = self.actors[number].score.remote(chunk)
             else:
@@ -132,6 +139,18 @@ class RunRewards:
         self._own_keys = [key for key, part in zip(self.keys, parts, strict=True) if not part.in_actors]
         self.actors: list[ActorReward] = []
         self._process = RewardProcess(own, timeout_s) if own else None
+
+    def warnings(self) -> list[str]:
+        """What the user should know of rewards of their own before a run, a line each; asks those for a few scores."""
+        own = any(plugins.origin("reward", part.name) != "built-in" for part in self._parts if not part.in_actors)
+        if self._process is None or not own:
+            return []
+        return [
+            f"warning: reward `{key}` scores the same texts otherwise the second time: its scores depend on chance or on "
+            "what it was given before, so the policy learns noise, and a resumed run goes another way. "
+            "`rayrlhf rewards test` shows it"
+            for key in remembering(self._process)
+        ]
 
     def start(self, gang: Gang | None = None) -> None:
         """Starts the actors and waits until they have loaded their parts. Raises RewardError."""

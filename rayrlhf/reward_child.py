@@ -20,7 +20,7 @@ def main(connection_fd: int, dump_fd: int, parent_pid: int) -> None:
 
 
 def _serve(channel: Channel, requests: queue.SimpleQueue[Any]) -> None:
-    from rayrlhf.errors import RewardError
+    from rayrlhf.errors import UserError
     from rayrlhf.reward_mixture import RewardMixture
 
     def watch(key: str, running: bool) -> None:
@@ -34,7 +34,7 @@ def _serve(channel: Channel, requests: queue.SimpleQueue[Any]) -> None:
                 channel.send(("built", mixture.keys))
             else:
                 channel.send(("scored", mixture.score(request)))
-        except RewardError as error:
+        except UserError as error:
             channel.send(("failed", str(error)))
     if mixture is not None:
         mixture.close()

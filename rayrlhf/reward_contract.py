@@ -16,6 +16,7 @@ import numpy as np
 from rayrlhf.config import RewardPart
 from rayrlhf.errors import RewardError
 from rayrlhf.plugin_contract import CheckResult, ContractError, checked
+from rayrlhf.response_rules import Scorer
 from rayrlhf.reward_mixture import build_reward, shortened
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.types import EpisodeScore, Trajectory, Turn
@@ -62,13 +63,17 @@ def check_reward(name: str, timeout_s: float = 10.0, /, **parameters: Any) -> li
 
     timeout_s: how long one batch may take, in seconds. Batches are scored in a child process that is killed then.
 
-    Raises RewardError where the reward cannot be loaded or built; all that goes wrong later is in the results.
+    Raises RewardError where the reward cannot be loaded or built; all that goes wrong later is in the results, which end
+    with the first one where not even ordinary texts can be scored.
     """
     part = RewardPart.model_validate({**parameters, "name": name})
     with RewardProcess([part], timeout_s) as process:
         contract = _Contract(part, process, timeout_s)
+        scores = checked("ordinary texts score a finite number", contract.score_examples)
+        if not scores.passed:
+            return [scores]
         results = [
-            checked("ordinary texts score a finite number", contract.score_examples),
+            scores,
             checked("deterministic within a process", contract.check_repeated),
             checked("deterministic between processes", contract.check_fresh_process),
             checked("a batch scores as its episodes one by one", contract.check_one_by_one),
@@ -79,6 +84,16 @@ def check_reward(name: str, timeout_s: float = 10.0, /, **parameters: Any) -> li
         results.append(checked("very long text", partial(contract.score, example_trajectory(*VERY_LONG_TEXT))))
     results.append(checked("picklable", contract.check_picklable))
     return results
+
+
+def remembering(process: Scorer) -> list[str]:
+    """Keys of the parts that score equal texts otherwise the second time; none where a part fails over the texts."""
+    batch = [example_trajectory(*texts, index=index) for index, texts in enumerate(EXAMPLE_TEXTS)]
+    try:
+        pairs = [*zip(process.score(batch), process.score(batch), strict=True)]
+    except RewardError:  # scoring the run's own episodes will tell, where it concerns them
+        return []
+    return [key for key in process.keys if any(first.parts[key] != again.parts[key] for first, again in pairs)]
 
 
 def assert_reward(name: str, timeout_s: float = 10.0, /, **parameters: Any) -> None:

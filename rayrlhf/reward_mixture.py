@@ -47,7 +47,7 @@ class RewardMixture:
             watch(key, True)
             reward = build_reward(part.name, part.parameters)
             self._rewards.append(reward)
-            self._files[key] = _source_file(reward.function if isinstance(reward, TextReward) else type(reward))
+            self._files[key] = _source_file(reward.function if isinstance(reward, TextReward) else reward)
             watch(key, False)
         # One event loop for all batches: a client that a reward keeps open between them belongs to its loop.
         self._loop = asyncio.Runner()
@@ -156,7 +156,7 @@ class TextReward:
         self.parameters = dict(parameters)
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> Any:
-        if inspect.iscoroutinefunction(self.function):
+        if inspect.iscoroutinefunction(plugins.underlying(self.function)):
             return self._gathered(trajectories)
         return [self._value(index, trajectory.text) for index, trajectory in enumerate(trajectories)]
 
@@ -187,13 +187,16 @@ class TextReward:
 
 
 def build_reward(name: str, parameters: Mapping[str, Any]) -> Reward:
-    """The reward `name` with its parameters: an instance of its class, or its plain function behind `TextReward`.
+    """The reward `name` with its parameters: an instance of its class, its plain function behind `TextReward`, or the
+    instance that it is.
 
     Raises RewardError where it cannot be loaded, or where the parameters are not what it takes.
     """
     plugin = plugins.load("reward", name)
     check_parameters(name, plugin, parameters)
-    if not inspect.isclass(plugin):
+    if plugins.is_instance(plugin):
+        return cast(Reward, plugin)
+    if not inspect.isclass(plugins.underlying(plugin)):
         return TextReward(plugin, parameters)
     try:
         return cast(Reward, plugin(**parameters))
@@ -272,7 +275,10 @@ def shortened(value: object, limit: int = 100) -> str:
 
 
 def _source_file(plugin: Callable[..., Any]) -> str | None:
+    """Where a class, a function, an instance's class or what a partial is of was written; None where nobody knows."""
+    made_of = inspect.unwrap(plugins.underlying(plugin))
+    known = inspect.isclass(made_of) or inspect.isroutine(made_of)
     try:
-        return inspect.getsourcefile(inspect.unwrap(plugin))
+        return inspect.getsourcefile(made_of if known else type(made_of))
     except TypeError:
         return None

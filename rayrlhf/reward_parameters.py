@@ -8,6 +8,7 @@ from typing import Any
 
 from rayrlhf.errors import RewardError
 from rayrlhf.plugin_parameters import listing, named_parameters, parameter_faults, signature_of
+from rayrlhf.plugins import is_instance, underlying
 
 _TAKEN = frozenset({"name", "weight"})
 _POSITIONAL = (
@@ -18,9 +19,12 @@ _POSITIONAL = (
 
 
 def parameters_of(plugin: Any) -> dict[str, inspect.Parameter]:
-    """Name -> parameter that a config may give: of a class its constructor's, of a function all after the text."""
+    """Name -> parameter that a config may give: of a class its constructor's, of a function all after the text, of an
+    instance none."""
+    if is_instance(plugin):
+        return {}
     parameters = list(signature_of(plugin).parameters.values())
-    if not inspect.isclass(plugin):
+    if not inspect.isclass(underlying(plugin)):
         parameters = parameters[1:]
     return named_parameters(parameters)
 
@@ -36,7 +40,7 @@ def check_parameters(name: str, plugin: Any, given: Mapping[str, Any]) -> None:
     Which types are checked: see `plugin_parameters.parameter_faults`.
     """
     kinds = [parameter.kind for parameter in signature_of(plugin).parameters.values()]
-    if not inspect.isclass(plugin) and not (kinds and kinds[0] in _POSITIONAL):
+    if not inspect.isclass(underlying(plugin)) and not (kinds and kinds[0] in _POSITIONAL):
         raise RewardError(f"reward `{name}`: the function's first argument has to be the episode's text.")
     known = parameters_of(plugin)
     for key in _TAKEN.intersection(known):

@@ -13,9 +13,15 @@ from rich.text import Text
 
 from rayrlhf import plugins
 from rayrlhf.errors import RewardError
-from rayrlhf.plugin_cli import console, parsed_parameters, say, say_results, yaml_parameters
+from rayrlhf.plugin_cli import parsed_parameters, say_results, yaml_parameters
+from rayrlhf.terminal_output import plain_console, say
 
-rewards_app = typer.Typer(help="List, show, test and time rewards.", no_args_is_help=True)
+rewards_app = typer.Typer(
+    help="List, show, test and time rewards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Name = Annotated[str, typer.Argument(help="A built-in reward, an entry point, or module:Name.", show_default=False)]
 Parameters = Annotated[
@@ -34,7 +40,7 @@ def list_rewards() -> None:
     table = Table("name", "what it rewards", "from", box=None, pad_edge=False)
     for name, summary in plugins.available("reward").items():
         table.add_row(Text(name), Text(summary), Text(plugins.origin("reward", name)))
-    console().print(table)
+    plain_console().print(table)
     say("\nA function or class of your own is named module:Name, as in my_rewards:shouting.")
 
 
@@ -49,7 +55,7 @@ def show(name: Name, param: Parameters = None) -> None:
     plugin = plugins.load("reward", name)
     given = _parsed(param)
     say(f"{plugins.canonical(name)} ({plugins.origin('reward', name)})\n")
-    say(inspect.getdoc(plugin) or "It has no documentation.")
+    say(inspect.getdoc(plugins.underlying(plugin)) or "It has no documentation.")
     say(f"\nParameters: {described(plugin) or 'none'}")
     needed = [key for key, parameter in parameters_of(plugin).items() if parameter.default is parameter.empty]
     missing = [key for key in needed if key not in given]

@@ -10,39 +10,48 @@
                      /sessions.jsonl   one object a start or resume: when, and which versions of what
                      /evaluation.json  held-out games (evaluate.py)
                      /model/           the model of model.scratch, before training
+                     /model.json       which model it started from: fingerprints of its config and weights
                      /summary.json, /report.html (summary.py, report.py)
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-import socket
 import uuid
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from rayrlhf.config import RunConfig
 from rayrlhf.config_section import RECORD
-from rayrlhf.errors import RunFolderError
-from rayrlhf.files import replace_file, sync_folder
+from rayrlhf.errors import RunFolderError, StorageError
+from rayrlhf.files import (
+    append_to,
+    check_plain,
+    first_fault,
+    read_json,
+    read_text,
+    replace_file,
+    sync_folder,
+    typed,
+)
+from rayrlhf.lock import FolderLock, Held
+from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (
     "name",  # the folder may have been renamed
     "storage_path",
     "iterations",
+    "schedule",  # what it does to the schedules is said and recorded: run_length.py
+    "schedule_iterations",
     "reward_timeout_s",
     "environment.step_timeout_s",
     "environment.max_retries",
@@ -74,17 +83,21 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, config: RunConfig, config_yaml: str) -> RunFolder:
         """Makes the folder of a new run, whole or not at all. config_yaml: the resolved config, kept as `config.yaml`.
 
-        Raises RunFolderError where the name is taken or the storage path cannot be written.
+        What a run of this name left that failed before its first iteration gets another name, and a warning says so.
+
+        Raises RunFolderError where the name is taken or the storage path cannot be written, StorageError where its disk
+        is full.
         """
         if parse_config(config_yaml, "config_yaml") != config:
             raise ValueError("config_yaml is not the YAML of config")  # the run could not be resumed later
-        path = _path_of(config)
+        path = path_of(config)
+        _make_way(path)
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         folder = cls(aside)
         try:
@@ -93,14 +106,14 @@ class RunFolder:
             folder._take_lock()
             os.rename(aside, path)  # fails on a folder that holds anything
             sync_folder(path.parent)
+        except StorageError:
+            folder.close()
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         except OSError as error:
             folder.close()
             shutil.rmtree(aside, ignore_errors=True)
-            if os.path.lexists(path):
-                raise RunFolderError(
-                    f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
-                    "or give this one another name with name=..."
-                ) from None
+            refuse_taken(config)
             raise RunFolderError(
                 f"the run's folder cannot be made in storage_path {config.storage_path!r}: {error.strerror}; "
                 "give a folder that you may write with storage_path=..."
@@ -113,18 +126,24 @@ class RunFolder:
     def resume(cls, config: RunConfig, config_yaml: str) -> RunFolder:
         """Takes the folder of an earlier run to continue it, and puts `config_yaml` in the place of its config.
 
+        With other settings a run that failed before its first iteration is begun anew (`create`).
+
         Raises RunFolderError where there is no such run, another process writes it, or a setting differs that is not
         in `MAY_CHANGE_ON_RESUME`; the message names each.
         """
-        folder = cls(_path_of(config))
+        folder = cls(path_of(config))
         if not folder.config.is_file():
             raise RunFolderError(
                 f"there is no run {config.name!r} in storage_path {config.storage_path!r} to resume: "
                 "start it without --resume, or give the name it has with name=..."
             )
+        folder._check()
         folder._take_lock()
         try:
             differences = _differences(folder.read_config(), config)
+            if differences and not folder.begun:
+                folder.close()
+                return cls.create(config, config_yaml)
             if differences:
                 raise RunFolderError(
                     f"the run {config.name!r} cannot be resumed with other settings than it was started with:\n  "
@@ -140,10 +159,11 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The run at `path`, to read: no lock is taken. Raises RunFolderError where there is none."""
+        """The run at `path`, to read: no lock is taken. Raises RunFolderError where there is none, or one with links."""
         folder = cls(path)
         if not folder.config.is_file():
             raise RunFolderError(f"{path} is no run's folder: it holds no config.yaml")
+        folder._check()
         return folder
 
     @property
@@ -183,6 +203,10 @@ class RunFolder:
         return self.path / "sessions.jsonl"
 
     @property
+    def started_from(self) -> Path:
+        return self.path / "model.json"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -190,14 +214,39 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def begun(self) -> bool:
+        """Whether an iteration was recorded or saved; what is damaged counts as one."""
+        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
+        return recorded or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
-        return parse_config(self.config.read_text(), str(self.config))
+        return parse_config(read_text(self.config, RunFolderError), str(self.config))
+
+    def check_model(self, path: str, fingerprint: Mapping[str, str]) -> None:
+        """Keeps what the model at `path` is, or holds it against what was kept when the run began; a run of before there
+        was such a file keeps it from now on.
+
+        Raises RunFolderError where it is another.
+        """
+        if not self.started_from.is_file():
+            replace_file(self.started_from, [json.dumps({"path": path, **fingerprint}, indent=1).encode()])
+            return
+        kept = typed(
+            dict[str, str], read_json(self.started_from, RunFolderError), str(self.started_from), RunFolderError
+        )
+        changed = [part for part, value in fingerprint.items() if kept.get(part, value) != value]
+        if changed:
+            raise RunFolderError(
+                f"the run {self.name!r} cannot be resumed: the {' and the '.join(changed)} of its model {path} changed "
+                "since it began; put the model back as it was, or start a run of another name with name=..."
+            )
 
     def close(self) -> None:
         """Gives the lock back."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> RunFolder:
@@ -206,30 +255,23 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _check(self) -> None:
+        """Raises RunFolderError where something in it leads out of it, or a folder stands in a file's place."""
+        files = (self.metrics, self.samples, self.alarms, self.sessions, self.summary, self.report)
+        check_plain(self.path, not_folders=[path.name for path in files])
+
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            # POSIX record lock: held by this process alone (`flock` would live on in a forked child), NFS included
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
-            os.close(descriptor)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RunFolderError(
-                    f"the run {self.name!r} ({self.path}) is being written by {holder or 'another process'}: "
-                    "wait for it or stop it, or give this run another name with name=..."
-                ) from None
+            self._lock = FolderLock.take(self.path)
+        except Held as holder:
             raise RunFolderError(
-                f"{self.path}: this file system keeps no locks ({error.strerror}), so two runs could write over each "
-                "other; give a folder on another one with storage_path=..."
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        self._lock = descriptor
+                f"the run {self.name!r} ({self.path}) is being written by {holder}: "
+                "wait for it or stop it, or give this run another name with name=..."
+            ) from None
 
     def _record_session(self, event: str) -> None:
         session = {"event": event, "time": datetime.now(UTC).isoformat(timespec="seconds"), **installed_versions()}
-        with open(self.sessions, "ab") as file:
+        with append_to(self.sessions) as file:
             file.write(json.dumps(session).encode() + b"\n")
 
 
@@ -267,16 +309,55 @@ def remove_probe(storage_path: Path, token: str) -> None:
     (storage_path / f".probe-{token}").unlink(missing_ok=True)
 
 
-def _path_of(config: RunConfig) -> Path:
+def refuse_taken(config: RunConfig) -> None:
+    """Raises RunFolderError where `RunFolder.create` would, because the run's name is in use."""
+    path = path_of(config)
+    if os.path.lexists(path) and not _never_began(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise RunFolderError(
+            f"the run name {config.name!r} is in use ({path}): continue that run with --resume, "
+            "or give this one another name with name=..."
+        ) from None
+
+
+def path_of(config: RunConfig) -> Path:
+    """Where the run's folder lies, or is to lie."""
     return Path(config.storage_path).expanduser().absolute() / config.name
+
+
+def _never_began(path: Path) -> bool:
+    """Whether it is the folder of a run that failed before its first iteration."""
+    run = RunFolder(path)
+    return not path.is_symlink() and run.config.is_file() and not run.begun
+
+
+def _make_way(path: Path) -> None:
+    """Gives the folder of a run that failed before its first iteration another name, and says so; leaves all others."""
+    if not _never_began(path):
+        return
+    old = RunFolder(path)
+    old._take_lock()  # raises RunFolderError where the run has just been started
+    try:
+        number = 1
+        while os.path.lexists(aside := path.with_name(f"{path.name}.failed-{number}")):
+            number += 1
+        os.rename(path, aside)
+    finally:
+        old.close()
+    warnings.warn(
+        f"the run {path.name!r} failed before its first iteration and is begun anew; what it left is in {aside}",
+        stacklevel=3,
+    )
 
 
 def parse_config(text: str, source: str) -> RunConfig:
     """A resolved config; RunFolderError where `source` is damaged or another version wrote it."""
+    found = parse_yaml(text, source, RunFolderError)
     try:
-        return RunConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(text)), context=RECORD)
-    except (YAMLError, ValidationError) as error:
-        raise RunFolderError(f"{source} is damaged or was written by another version of RayRLHF: {error}") from None
+        return RunConfig.model_validate(found, context=RECORD)
+    except ValidationError as error:
+        raise RunFolderError(
+            f"{source} is damaged or was written by another version of RayRLHF: {first_fault(error)}"
+        ) from None
 
 
 def _differences(before: RunConfig, now: RunConfig) -> list[str]:

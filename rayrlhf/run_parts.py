@@ -19,10 +19,12 @@ from rayrlhf.examples import make_examples
 from rayrlhf.kl_estimators import over_vocabulary
 from rayrlhf.learner_group import LearnerSettings
 from rayrlhf.losses import Objective
-from rayrlhf.policy import check_model, context_length, load_tokenizer, vocabulary_fingerprint
+from rayrlhf.model_config import fingerprint
+from rayrlhf.policy import check_model, context_length, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.prompts import Prompts, load_prompts
 from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.task_form import check_task
+from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.scratch import environment_texts, make_scratch_model
 from rayrlhf.types import Split
@@ -50,7 +52,11 @@ class StartingPoint:
 
 
 def starting_point(config: RunConfig, model: ModelConfig) -> StartingPoint:
-    """The model that the policy starts from and the prompts in its tokens. Raises ModelError, PromptError."""
+    """The model that the policy starts from and the prompts in its tokens. Raises ModelError, PromptError.
+
+    Its path is resolved: a run of another name whose newest checkpoint it is may go on meanwhile.
+    """
+    model = model.model_copy(update={"path": resolve_model(model.path)})
     tokenizer = load_tokenizer(model)
     prompts = Prompts((), dropped=0, cut=0, source="the environment")
     if takes_prompts(config.environment.name):
@@ -59,6 +65,12 @@ def starting_point(config: RunConfig, model: ModelConfig) -> StartingPoint:
         )
     check_model(model, tokenizer)
     return StartingPoint(model, prompts)
+
+
+def check_started_from(folder: RunFolder, model: ModelConfig) -> None:
+    """Raises RunFolderError where a resumed run would start from another model than it did; of a hub's the hub knows."""
+    if Path(model.path).is_dir():
+        folder.check_model(model.path, fingerprint(Path(model.path)))
 
 
 def scratch_model(config: RunConfig, environments: Mapping[Split, EnvironmentSettings], folder: Path) -> ModelConfig:
@@ -96,7 +108,7 @@ def _learned_part(part: RewardPart, config: RunConfig) -> RewardPart:
 def environment_settings(config: RunConfig) -> dict[Split, EnvironmentSettings]:
     """How the environments of each split are made; not every environment has held-out games."""
     splits: tuple[Split, ...] = ("train", "held_out") if has_held_out_games(config.environment.name) else ("train",)
-    return {split: EnvironmentSettings.of(config.environment, split) for split in splits}
+    return {split: EnvironmentSettings.of(config.environment, split, config.seed) for split in splits}
 
 
 def worker_settings(
@@ -132,7 +144,7 @@ def learner_settings(config: RunConfig, model: ModelConfig, objective: Objective
         optimizer=config.optimizer,
         learner=config.learner.model_copy(update={"precision": precision_of(config)}),
         temperature=config.rollout.temperature,
-        iterations=config.iterations,
+        iterations=config.schedule_length,
         device=device,
     )
 

@@ -7,15 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from rayrlhf.checkpoint import Checkpoint, CheckpointStore
-from rayrlhf.cluster import Died
 from rayrlhf.detector_config import DetectorConfig
-from rayrlhf.errors import CheckpointError, UserError
+from rayrlhf.errors import CheckpointError, StorageError, UserError
 from rayrlhf.guard import Guard
 from rayrlhf.interfaces import Algorithm
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import MetricsLog
 from rayrlhf.progress import Progress
 from rayrlhf.schedule import Attempt
+from rayrlhf.worker_death import Died
 
 
 class RunState:
@@ -47,8 +47,12 @@ class RunState:
         """Checkpoint after `done` iterations."""
         self.log.sync()
         partial = self.checkpoints.begin(done)
-        self.learner.save(partial / "model", partial / "trainer", partial / "value")
-        self.checkpoints.commit(partial, done, self._beside_learner())
+        try:
+            self.learner.save(partial / "model", partial / "trainer", partial / "value")
+            self.checkpoints.commit(partial, done, self._beside_learner())
+        except StorageError:
+            self.checkpoints.abandon(partial)
+            raise
         self.saved = done
         self.on_saved(done)
 

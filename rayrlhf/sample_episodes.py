@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rayrlhf.config import AgentConfig, ModelConfig, PromptsConfig
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.player import Player
-from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
+from rayrlhf.policy import check_policy, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import load_prompts
 from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.response_rules import as_shown
@@ -38,7 +38,7 @@ def sample_episodes(model: ModelConfig, sampled: Sampled, batches: Sequence[Sequ
     """
     tokenizer = load_tokenizer(model)
     policy = load_policy(model)
-    check_vocabulary(model, policy, tokenizer)
+    check_policy(model, policy, tokenizer)
     context = context_length(model)
     prompts = load_prompts(sampled.prompts, tokenizer, context, sampled.sampling.max_new_tokens)
     player = Player(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from rayrlhf.config import ScratchConfig
 from rayrlhf.errors import ConfigError, EpisodeError
+from rayrlhf.files import replace_folder, saving
 from rayrlhf.interfaces import Environments
 from rayrlhf.prompt_formats import CUES, LIST_OPENING, NOT_TAKEN
 from rayrlhf.tokenizer_training import MIN_VOCABULARY, new_llama, train_tokenizer
@@ -87,10 +87,10 @@ def make_scratch_model(config: ScratchConfig, texts: Iterable[str], seed: int, f
     _widen(model)
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    with saving(folder.parent):
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    replace_folder(aside, folder)
 
 
 def _widen(model: LlamaForCausalLM) -> None:

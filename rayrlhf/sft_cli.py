@@ -19,6 +19,7 @@ from rayrlhf.policy import resolve_model
 from rayrlhf.stories import generate_stories
 from rayrlhf.supervised import SupervisedSettings
 from rayrlhf.supervised_run import supervised_run
+from rayrlhf.terminal_output import say
 
 ARCHITECTURE = {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 4, "mlp": 448, "context": 512}
 _ZERO_STAGES: dict[int, Literal[0, 1, 2, 3]] = {0: 0, 1: 1, 2: 2, 3: 3}
@@ -98,8 +99,8 @@ def sft(
         return [*read_documents(text or []), *generate_stories(stories, seed)]
 
     prepare = partial(prepare_blocks, documents=documents, validation_share=validation_share, new=architecture)
-    told = supervised_run(output, settings, build, prepare, request, resume, typer.echo)
-    typer.echo(f"{output}: validation loss {told['validation_loss']:.4f} nats a token")
+    told = supervised_run(output, settings, build, prepare, request, resume, say)
+    say(f"{output}: validation loss {told['validation_loss']:.4f} nats a token")
 
 
 def parse_architecture(text: str) -> dict[str, int]:

@@ -6,9 +6,11 @@ On a GPU both are Lightning's own classes, unchanged. Call `prepare_environment(
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import pytorch_lightning.strategies
 
 Device = Literal["cpu", "cuda"]
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def prepare_environment(device: Device | None = None) -> None:
@@ -123,3 +126,23 @@ def ray_deepspeed(stage: int = 2, **options: Any) -> pytorch_lightning.strategie
     """
     options = {"logging_level": logging.ERROR, "logging_batch_size_per_gpu": 1, **options}
     return _ray_deepspeed_class()(stage=stage, **options)
+
+
+@contextlib.contextmanager
+def known_types_only() -> Iterator[None]:
+    """DeepSpeed's checkpoints are pickles, which could run anything, and it loads them without asking PyTorch to refuse.
+    PyTorch's own switch overrules that; what is left to name is the types that DeepSpeed writes."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_WEIGHTS_ONLY]
+        else:
+            os.environ[_WEIGHTS_ONLY] = before

@@ -25,7 +25,8 @@ import torch.distributed as dist
 from torch import nn
 
 from rayrlhf.errors import LearnerError
-from rayrlhf.strategy import bucket_elements, prepare_environment, ray_deepspeed
+from rayrlhf.files import append_to, replace_file
+from rayrlhf.strategy import bucket_elements, known_types_only, prepare_environment, ray_deepspeed
 
 PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"  # files of the work folder
 TOO_MANY = "too-many.txt"  # another: how many examples a forward pass had when memory ran out, a line each
@@ -212,8 +213,8 @@ class ProgressAndCheckpoints(pl.Callback):
 
 
 def _append(work: Path, **values: float) -> None:
-    with open(work / PROGRESS, "a") as file:
-        file.write(json.dumps(values) + "\n")
+    with append_to(work / PROGRESS) as file:
+        file.write(json.dumps(values).encode() + b"\n")
 
 
 def _check_finite(loss: float, step: int) -> None:
@@ -306,10 +307,10 @@ def train_on_worker(config: Mapping[str, Any]) -> None:
     except LearnerError as error:
         # Raised, it would be taken for a failure of the machine, and be repeated after every restart.
         if ray.train.get_context().get_world_rank() == 0:
-            (work / FAULT).write_text(str(error))
+            replace_file(work / FAULT, [str(error).encode()])
     except torch.OutOfMemoryError:
-        with open(work / TOO_MANY, "a") as file:
-            file.write(f"{settings.examples_per_forward}\n")
+        with append_to(work / TOO_MANY) as file:
+            file.write(f"{settings.examples_per_forward}\n".encode())
         _append(work, out_of_memory=settings.examples_per_forward, pid=os.getpid())
         raise  # this process ends and frees its memory; the next one goes on from the last checkpoint
 
@@ -319,9 +320,8 @@ def _fit_from_last_checkpoint(trainer: pl.Trainer, module: SupervisedModule) -> 
     if checkpoint is None:
         trainer.fit(module)
         return
-    with checkpoint.as_directory() as folder:
-        # The run's own optimizer files are pickles; they are read from this run's work folder and no other place.
-        trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=False)
+    with checkpoint.as_directory() as folder, known_types_only():
+        trainer.fit(module, ckpt_path=Path(folder) / _CHECKPOINT, weights_only=True)
 
 
 def as_config(settings: SupervisedSettings, work: Path, build: Build) -> dict[str, Any]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-import shlex
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -21,9 +18,12 @@ from typing import Any
 
 import ray
 
+from rayrlhf.cluster import actor_environment, ray_cluster
 from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, RunFolderError, UserError
-from rayrlhf.files import replace_file
+from rayrlhf.files import check_plain, json_value, read_record, replace_file, typed_value
+from rayrlhf.room import check_start
 from rayrlhf.supervised import FAULT, MODEL, PROGRESS, Build, SupervisedSettings, as_config, train_on_worker
+from rayrlhf.worker_death import GONE, SUPERVISED_MEMORY, death_of
 
 SUMMARY = "training.json"
 _REQUEST, _SETTINGS = "request.json", "settings.json"
@@ -63,12 +63,13 @@ def supervised_run(
         LearnerError: training failed for good.
         UserError: of `prepare` and `finish`.
     """
+    check_start({"--workers": settings.workers})
     work = work_folder(output.resolve())
     _check_folders(output, work, resume)
     if output.exists():
         show(f"{output} is finished: nothing to resume")
         shutil.rmtree(work, ignore_errors=True)
-        known: dict[str, Any] = json.loads((output / SUMMARY).read_text())
+        known = read_record(output / SUMMARY, dict[str, Any], RunFolderError, "train the model again", finite=False)
         return known
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -86,6 +87,9 @@ def supervised_run(
     return summary
 
 
+_ANEW = "remove its folder to begin anew"
+
+
 def _check_folders(output: Path, work: Path, resume: bool) -> None:
     if output.exists() and not (resume and (output / SUMMARY).is_file()):
         raise RunFolderError(f"{output} exists: choose another folder, or move this one away")
@@ -93,6 +97,8 @@ def _check_folders(output: Path, work: Path, resume: bool) -> None:
         raise RunFolderError(
             f"{work} holds an unfinished run: give --resume to continue it, or remove it to begin anew"
         )
+    if work.exists():
+        check_plain(work.parent, [work.name])
 
 
 def _prepare(
@@ -101,40 +107,18 @@ def _prepare(
     """Has model and data laid down, once; the file that says what was asked for comes last. Returns the settings."""
     asked = work / _REQUEST
     if asked.is_file():
-        before, now = json.loads(asked.read_text()), json.loads(json.dumps(request, default=str))
+        before = read_record(asked, dict[str, Any], CheckpointError, _ANEW)
+        now = json_value(json.dumps(request, default=str))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             differences = "; ".join(f"{key}: {before.get(key)} before, {now.get(key)} now" for key in changed)
             raise CheckpointError(f"--resume continues {work} as it was begun, but {differences}")
-        settings = SupervisedSettings(**json.loads((work / _SETTINGS).read_text()))
+        settings = read_record(work / _SETTINGS, SupervisedSettings, CheckpointError, _ANEW)
     else:
         settings = prepare(work, settings, show)
         replace_file(work / _SETTINGS, [json.dumps(asdict(settings)).encode()])
         replace_file(asked, [json.dumps(request, default=str).encode()])
     return settings
-
-
-@contextlib.contextmanager
-def _cluster(workers: int) -> Iterator[None]:
-    """Joins the cluster that RAY_ADDRESS or a Ray job names, or starts one on this machine and stops it at the end."""
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, workers + 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _fit(settings: SupervisedSettings, work: Path, build: Build, show: Callable[[str], None]) -> float | None:
@@ -144,11 +128,12 @@ def _fit(settings: SupervisedSettings, work: Path, build: Build, show: Callable[
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cuda = settings.device == "cuda"
-    with _cluster(settings.workers):
+    with ray_cluster(settings.workers + 1, _OBJECT_STORE_BYTES):
         _check_resources(settings.workers, cuda)
-        environment = {"TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": settings.device}
-        if not cuda:
-            environment["OMP_NUM_THREADS"] = "1"  # a CPU's speed comes from several one-thread processes
+        environment = actor_environment(1, distributed=True)
+        environment["env_vars"]["DS_ACCELERATOR"] = settings.device
+        if cuda:
+            del environment["env_vars"]["OMP_NUM_THREADS"]  # a CPU's speed comes from several one-thread processes
         trainer = TorchTrainer(
             train_on_worker,
             train_loop_config=as_config(settings, work, build),
@@ -164,7 +149,7 @@ def _fit(settings: SupervisedSettings, work: Path, build: Build, show: Callable[
                     controller_failure_limit=0,  # type: ignore[call-arg]
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
-                worker_runtime_env={"py_executable": shlex.quote(sys.executable), "env_vars": environment},
+                worker_runtime_env=environment,
             ),
         )
         (work / FAULT).unlink(missing_ok=True)
@@ -195,6 +180,12 @@ def _reason(error: BaseException, work: Path) -> UserError:
         for candidate in (failure, cause, failure.__cause__):
             if isinstance(candidate, UserError):
                 return candidate
+            if isinstance(candidate, GONE):
+                died = death_of(candidate)
+                return LearnerError(
+                    f"training failed for good: {died}{died.advice(SUPERVISED_MEMORY)} (its state stays in {work}; "
+                    "--resume tries again)"
+                )
     last = (str(error).strip() or type(error).__name__).splitlines()[-1]
     return LearnerError(f"training failed for good: {last} (its state stays in {work}; --resume tries again)")
 
@@ -213,7 +204,7 @@ def _shown(path: Path, steps: int, show: Callable[[str], None]) -> Iterator[None
                 with open(path) as file:
                     file.seek(at)
                     while (line := file.readline()).endswith("\n"):
-                        show(_progress_line(json.loads(line), steps))
+                        show(_progress_line(typed_value(dict[str, float], json_value(line, finite=False)), steps))
                         at = file.tell()
             if ended:
                 return

@@ -1,4 +1,4 @@
-"""Statistics of texts that show a collapse which the reward alone hides: pure functions, words split at whitespace.
+"""Statistics of texts that show a collapse which the reward alone hides: pure functions over words, see `words`.
 
 All of them are defined for an empty list and for empty texts, where they are 0: nothing written is nothing distinct.
 """
@@ -6,7 +6,30 @@ All of them are defined for an empty list and for empty texts, where they are 0:
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import regex
+
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Tibetan}\p{Line_Break=Complex_Context}"  # the last: Thai, Lao, Khmer, Burmese, ...
+_UNSPACED_CHARACTER = regex.compile(rf"[{_UNSPACED}]")
+_WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|[^{_UNSPACED}\s]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: split at whitespace, as English is written.
+
+    Of scripts that are written without blanks between words each character, with its marks, is one, as where the default
+    word boundaries of Unicode (UAX 29) know no better without a dictionary.
+    """
+    if text.isascii() or _UNSPACED_CHARACTER.search(text) is None:
+        return text.split()
+    return _WORD.findall(text)
+
+
+def word_units(texts: Iterable[str]) -> str:
+    """What counts as a word in these texts, for people."""
+    unspaced = any(not text.isascii() and _UNSPACED_CHARACTER.search(text) for text in texts)
+    return "each character a word where no blanks are written" if unspaced else "words split at blanks"
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -19,8 +42,8 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     seen: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:
-        words = text.split()
-        grams = list(zip(*(words[offset:] for offset in range(n))))
+        said = words(text)
+        grams = list(zip(*(said[offset:] for offset in range(n))))
         seen.update(grams)
         total += len(grams)
     return len(seen) / total if total else 0.0

@@ -15,13 +15,13 @@ from rayrlhf.alarms import AlarmLog
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.announcements import announce
 from rayrlhf.checkpoint import CheckpointStore
-from rayrlhf.cluster import Died, check_resources, check_shared_storage, ray_session
+from rayrlhf.cluster import Lost, check_resources, check_shared_storage, ray_session
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.detector import Detector
 from rayrlhf.dumps import KeptBatch
 from rayrlhf.environments import check_environment, prepare_environment
-from rayrlhf.errors import DivergenceError, NotFiniteError, RunPaused, UserError
+from rayrlhf.errors import DivergenceError, NotFiniteError, RolloutError, RunPaused, StorageError, UserError
 from rayrlhf.gang import Gang
 from rayrlhf.guard import Guard
 from rayrlhf.interfaces import Algorithm
@@ -30,14 +30,18 @@ from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import BASELINE_ITERATION as BASELINE
 from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.progress import Progress
+from rayrlhf.reaper import reaped
 from rayrlhf.records import environment_counts, episode_metrics, evaluation_metrics, sample_record, worker_times
 from rayrlhf.report import write_report
 from rayrlhf.response_rules import ResponseScorer
 from rayrlhf.reward_actors import RunRewards
 from rayrlhf.rollout_checks import check_logprobs, check_reference, check_versions
-from rayrlhf.run_folder import RunFolder
+from rayrlhf.room import check_start, processes_of
+from rayrlhf.run_folder import RunFolder, refuse_taken
+from rayrlhf.run_length import continued
 from rayrlhf.run_parts import (
     check_agent,
+    check_started_from,
     device_of,
     environment_settings,
     learner_settings,
@@ -50,8 +54,10 @@ from rayrlhf.run_parts import (
 from rayrlhf.run_state import RunState
 from rayrlhf.schedule import Schedule, make_schedule
 from rayrlhf.summary import RunSummary, summarise
-from rayrlhf.types import EpisodeScore, FloatArray, Trajectory
-from rayrlhf.worker import RolloutPool
+from rayrlhf.trust import code_of_run, remember
+from rayrlhf.types import EpisodeScore, EpisodeSpec, FloatArray, Trajectory
+from rayrlhf.worker import PlayedBatch, PublishedWeights, RolloutPool
+from rayrlhf.worker_death import Died
 
 
 @dataclass(slots=True)
@@ -127,6 +133,8 @@ class Trainer:
                         self.progress.message(f"the learner died in iteration {done} ({reason}); rebuilding it")
                         self.learner.rebuild(reason)
                         done = self.state.restore()
+            except StorageError:
+                raise  # no checkpoint could be written either
             except UserError as error:
                 self.state.save_if_whole(done)
                 if isinstance(error, NotFiniteError):
@@ -145,7 +153,7 @@ class Trainer:
                 weights = self.learner.publish()
             with watch("rollout"):
                 specs = self.schedule.episodes(iteration, self.state.attempt)
-                played = self.rollouts.play(specs, weights)
+                played, weights = self.play(specs, weights)
                 trajectories = [trajectory for batch in played for trajectory in batch.trajectories]
                 kept = KeptBatch(iteration, self.state.attempt.number, specs, trajectories)
                 self.guard.take(kept, weights)
@@ -182,11 +190,30 @@ class Trainer:
         self.progress.update(iteration, metrics)
         self.observer.iteration_done(iteration, metrics)
 
+    def play(
+        self, specs: Sequence[Sequence[EpisodeSpec]], weights: PublishedWeights
+    ) -> tuple[list[PlayedBatch], PublishedWeights]:
+        """Plays all batches, with the weights published again where they were lost from the object store; returns what
+        was played, and the weights that it was played with. Raises RolloutError where they are lost time after time."""
+        for _ in range(self.rollouts.config.max_retries):
+            try:
+                return self.rollouts.play(specs, weights), weights
+            except Lost as reason:
+                self.progress.message(f"{reason}; they are published again")
+                weights = self.learner.publish()
+        try:
+            return self.rollouts.play(specs, weights), weights
+        except Lost as reason:
+            raise RolloutError(
+                f"{reason}, {self.rollouts.config.max_retries + 1} times (rollout.max_retries): give Ray more memory, or "
+                "look at its nodes, then go on with --resume"
+            ) from None
+
     def evaluate(self, iteration: int) -> dict[str, float]:
         """eval/* metrics of the policy as it is after this iteration, where an evaluation is due."""
         if not self.schedule.evaluation_due(iteration + 1):
             return {}
-        played = self.rollouts.play(self.schedule.held_out_episodes(iteration), self.learner.publish())
+        played, _ = self.play(self.schedule.held_out_episodes(iteration), self.learner.publish())
         return evaluation_metrics([trajectory for batch in played for trajectory in batch.trajectories])
 
     def respond(self, done: int) -> int:
@@ -216,7 +243,7 @@ class Trainer:
         batches = self.schedule.baseline()
         if not batches:
             return
-        played = self.rollouts.play(batches, self.learner.publish())
+        played, _ = self.play(batches, self.learner.publish())
         trajectories = [trajectory for batch in played for trajectory in batch.trajectories]
         check_reference(trajectories, self.max_logprob_gap)
         self.rewards.check_stops(trajectories)
@@ -246,24 +273,37 @@ def train(
 
     observer: is told of every iteration and checkpoint. gang: where the actors go; None: wherever there is room.
     """
+    if gang is None:
+        check_start(processes_of(config))
+    if not resume:
+        refuse_taken(config)
+    config, told = continued(config) if resume else (config, [])
     environments = environment_settings(config)
     for settings in environments.values():
         check_environment(settings)
     check_agent(config)
-    algorithm = build_algorithm(config.algorithm, config.iterations)
+    algorithm = build_algorithm(config.algorithm, config.schedule_length)
     start = None if config.model.scratch else starting_point(config, config.model)
     schedule = make_schedule(config, "held_out" in environments)
     prepare_environment(environments["train"])
     learner_device = device_of(config, config.learner.gpus_per_rank)
     with contextlib.ExitStack() as stack:
+        if gang is None:  # whoever has placed the gang ends it
+            stack.enter_context(reaped())
         parts = stack.enter_context(RunRewards(reward_parts(config), config.reward_timeout_s))
         rewards = ResponseScorer(parts, config.response, config.rollout.max_new_tokens)
         open_folder = RunFolder.resume if resume else RunFolder.create
         folder = stack.enter_context(open_folder(config, dump_config(config)))
+        remember(folder.path, code_of_run(config))
         if start is None:
             start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
+        check_started_from(folder, start.model)
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
+        for warning in parts.warnings():
+            progress.message(warning)
+        for line in told:
+            progress.message(line)
         stack.enter_context(ray_session(config))
         if gang is None:
             check_resources(config)

@@ -32,7 +32,7 @@ def check_gradients(norms: Mapping[str, float], state: str) -> None:
         raise NotFiniteError(
             f"the gradient norm is not finite ({', '.join(wrong)}): the update overflowed; {state}. Lower "
             f"{' and '.join(f'{option}.lr' for option in wrong)}, check the rewards' scale, or use learner.precision: fp32; "
-            "go on from the last checkpoint."
+            "go on with --resume, where there is a checkpoint, or start anew."
         )
 
 
@@ -40,8 +40,8 @@ def check_weights(finite: bool, what: str) -> None:
     """Raises NotFiniteError where the weights are no numbers. finite: those of all ranks and engines."""
     if not finite:
         raise NotFiniteError(
-            f"{what}: the weights hold numbers that are not finite. Lower the learning rate and go on from the last "
-            "checkpoint, which is sound."
+            f"{what}: the weights hold numbers that are not finite. Lower the learning rate and go on with --resume, where "
+            "there is a checkpoint, or start anew: a checkpoint's weights are always finite."
         )
 
 

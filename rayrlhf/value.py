@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,14 +23,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from rayrlhf.algorithm_config import SeparateValueConfig, ValueConfig
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
+from rayrlhf.files import json_value, read_json, typed
 from rayrlhf.heads import HeadLinear
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
+from rayrlhf.model_config import Held, check_numbers, first_line, stated_context
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
-from rayrlhf.policy import resolve_model
+from rayrlhf.policy import load_whole, resolve_model
 from rayrlhf.reward_models.sidecar import SIDECAR, read_sidecar
 from rayrlhf.types import FloatArray, ValueQuery
 
 DESCRIPTION, TENSORS = "value.json", "value.safetensors"
+FIRST_LAYER = "layers.0.weight"  # of a head: its width is that of the hidden states
 HEAD_SEED = 0  # of the inner layer of an MLP head: the output layer starts at 0, so that V does
 HeadKind = Literal["linear", "mlp"]
 
@@ -85,14 +90,20 @@ def count_pad_embedding(module: nn.Module) -> None:
             part.padding_idx = None
 
 
+@torch.no_grad()
 def hidden_size(model: nn.Module) -> int:
-    return int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+    """Width of the hidden states that a trunk, or a policy's trunk, gives: some project them to another than their
+    layers' own. Asked of the model itself, by one token."""
+    trunk = getattr(model, "base_model", model)
+    device = next(trunk.parameters()).device
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    return int(trunk(input_ids=ids, use_cache=False).last_hidden_state.shape[-1])
 
 
 def limits_of(model: nn.Module) -> Limits:
     """What a transformers model takes."""
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return Limits(rows, getattr(model.config, "max_position_embeddings", None))
+    return Limits(rows, stated_context(model.config))  # type: ignore[arg-type]
 
 
 def build_value_network(config: SeparateValueConfig, policy: ModelConfig) -> ValueNetwork:
@@ -105,7 +116,10 @@ def build_value_network(config: SeparateValueConfig, policy: ModelConfig) -> Val
         ModelError: it does not load, lacks weights, is not causal, or its head is not the one that `config` asks for.
     """
     source = policy if config.init is None else policy.model_copy(update={"path": config.init})
-    described = _load(AutoConfig, source)
+    try:
+        described = AutoConfig.from_pretrained(resolve_model(source.path), trust_remote_code=source.trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"value network {source.path} does not load: {first_line(error)}") from error
     if any(name.endswith("ForSequenceClassification") for name in described.architectures or ()):
         network = _from_reward_model(source, config.head)
     else:
@@ -139,19 +153,8 @@ def _from_reward_model(source: ModelConfig, kind: HeadKind) -> ValueNetwork:
 
 
 def _load_model(factory: Any, source: ModelConfig) -> Any:
-    model, report = _load(factory, source, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"model {source.path} lacks weights and would start at random: {', '.join(missing[:5])}")
-    return model
-
-
-def _load(factory: Any, source: ModelConfig, **options: Any) -> Any:
-    path = resolve_model(source.path)
-    try:
-        return factory.from_pretrained(path, trust_remote_code=source.trust_remote_code, **options)
-    except Exception as error:
-        raise ModelError(f"model {source.path} does not load as a value network: {error}") from error
+    options = {"dtype": torch.float32, "trust_remote_code": source.trust_remote_code}
+    return load_whole(factory, resolve_model(source.path), f"value network {source.path}", **options)
 
 
 @torch.no_grad()
@@ -205,14 +208,25 @@ def query_values(
 
 def write_value(folder: Path, config: ValueConfig, trunk: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Writes a value folder. `tensors` are the head's alone where `config` is of a head on the policy's trunk."""
-    description: dict[str, Any] = {"kind": config.kind, "head": config.head, "hidden_size": hidden_size(trunk)}
+    first = next(tensor for name, tensor in tensors.items() if name.endswith(FIRST_LAYER))
+    description: dict[str, Any] = {"kind": config.kind, "head": config.head, "hidden_size": first.shape[1]}
     if config.kind == "separate":
-        description["backbone"] = json.loads(trunk.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
+        description["backbone"] = json_value(trunk.config.to_json_string(use_diff=False))  # type: ignore[union-attr, operator]
     else:
         description["trunk"] = "the policy: load its model folder and hand it to rayrlhf.value.load_value"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), folder / TENSORS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What a value folder says of its network."""
+
+    kind: Literal["separate", "head"]
+    head: HeadKind
+    hidden_size: Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
+    backbone: dict[str, Any] = field(default_factory=dict)
 
 
 def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu") -> ValueNetwork:
@@ -223,20 +237,25 @@ def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        found = read_json(folder / DESCRIPTION, CheckpointError)
+        description = typed(_Description, found, str(folder / DESCRIPTION), CheckpointError)
         tensors = load_file(folder / TENSORS)
-        head = ValueHead(description["hidden_size"], description["head"])
-        if description["kind"] == "head":
+        first = next(tensor for name, tensor in tensors.items() if name.endswith(FIRST_LAYER))
+        head = ValueHead(first.shape[1], description.head)
+        if description.kind == "head":
             if policy is None:
                 raise CheckpointError(f"{folder} holds a head on the policy's trunk: load the policy too")
             network = ValueNetwork(policy.base_model, head)  # type: ignore[arg-type]
             head.load_state_dict(tensors)
         else:
-            network = ValueNetwork(AutoModel.from_config(AutoConfig.for_model(**description["backbone"])), head)
+            held = Held(len(tensors), sum(tensor.numel() for tensor in tensors.values()))
+            check_numbers(description.backbone, held, str(folder))
+            config = AutoConfig.for_model(**description.backbone)
+            network = ValueNetwork(AutoModel.from_config(config, trust_remote_code=False), head)
             found = network.load_state_dict(tensors, strict=False)  # buffers and tied names are not among the tensors
             unfit = {*found.unexpected_keys, *(dict(network.named_parameters()).keys() & found.missing_keys)}
             if unfit:
                 raise ValueError(f"its tensors do not fit its backbone: {', '.join(sorted(unfit)[:5])}")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StopIteration, ModelError) as error:
         raise CheckpointError(f"{folder} holds no value network that can be read: {error}") from error
     return network.to(device).eval()

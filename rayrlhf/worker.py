@@ -7,6 +7,7 @@ worker is redone whole by any other and gives the same episodes.
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 
-from rayrlhf.cluster import START_TIMEOUT_S, Died, actor_environment, get, kill, own_error
+from rayrlhf.cluster import LOST, START_TIMEOUT_S, Lost, actor_environment, get, kill, own_error
 from rayrlhf.config import AgentConfig, ModelConfig, RolloutConfig
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import RolloutError
@@ -24,13 +25,16 @@ from rayrlhf.gang import Gang
 from rayrlhf.interfaces import Environments
 from rayrlhf.kl_estimators import VocabularyEstimator
 from rayrlhf.player import Player
-from rayrlhf.policy import check_vocabulary, context_length, load_policy, load_tokenizer
+from rayrlhf.policy import check_policy, context_length, load_policy, load_tokenizer
 from rayrlhf.prompts import Prompt
 from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.rollout import with_prompt_logprobs, with_reference, with_vocabulary_kl
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import EpisodeSpec, Split, Trajectory, Weights
 from rayrlhf.weights import load_into, verify
+from rayrlhf.worker_death import GONE, ROLLOUT_MEMORY, Died, death_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class RolloutWorker:
         dtype = getattr(torch, settings.dtype)
         tokenizer = load_tokenizer(settings.model)
         self.policy = load_policy(settings.model, dtype, settings.device)
-        check_vocabulary(settings.model, self.policy, tokenizer)
+        check_policy(settings.model, self.policy, tokenizer)
         self.reference = load_policy(settings.model, dtype, settings.device)
         self.version = 0  # the policy as loaded is what the learner starts from
         self.player = Player(
@@ -161,7 +165,10 @@ class RolloutActor:
         worker = self._build()
         fetched = None
         if weights.version != worker.version:
-            fetched = ray.get(weights.ref[0], timeout=START_TIMEOUT_S)
+            try:
+                fetched = ray.get(weights.ref[0], timeout=START_TIMEOUT_S)
+            except ObjectLostError as error:
+                raise Lost(f"weights of version {weights.version}: {LOST.format(type(error).__name__)}") from None
         return worker.play(specs, fetched, weights.version)
 
 
@@ -193,14 +200,15 @@ class RolloutPool:
         try:
             nodes = get([actor.ready.remote() for actor in self.actors], START_TIMEOUT_S)
         except Died as error:
-            raise RolloutError(f"a rollout worker did not start: {error}") from error
+            raise RolloutError(f"a rollout worker did not start: {error}{error.advice(ROLLOUT_MEMORY)}") from error
         self._starting.clear()
         return nodes
 
     def play(self, batches: Sequence[Sequence[EpisodeSpec]], weights: PublishedWeights) -> list[PlayedBatch]:
         """Plays all batches, in order of their position, whichever worker plays which and however often.
 
-        Raises RolloutError when one batch was lost `max_retries` + 1 times; an error of an environment as it is.
+        Raises RolloutError when one batch was lost `max_retries` + 1 times; Lost where the weights have to be published
+        again; an error of an environment as it is.
         """
         results: list[PlayedBatch | None] = [None] * len(batches)
         waiting, idle = deque(range(len(batches))), deque(range(len(self.actors)))
@@ -226,8 +234,20 @@ class RolloutPool:
                     if lost[task.batch] > self.config.max_retries:
                         raise RolloutError(
                             f"batch {task.batch} was lost {lost[task.batch]} times with its rollout worker, last: {reason}"
+                            f"{reason.advice(ROLLOUT_MEMORY)}"
                         ) from reason
+                    if reason.memory:
+                        logger.warning(
+                            "rollout worker %d: %s; its batch is played again%s",
+                            task.worker,
+                            reason,
+                            reason.advice(ROLLOUT_MEMORY),
+                        )
                     waiting.appendleft(task.batch)
+                except Lost:
+                    if running:  # what is played in vain yet is not to stand before the next call
+                        ray.wait(list(running), num_returns=len(running), timeout=self.config.timeout_s)
+                    raise
                 idle.append(task.worker)
         return [result for result in results if result is not None]
 
@@ -251,10 +271,12 @@ class RolloutPool:
     def _result(self, ref: ray.ObjectRef) -> PlayedBatch:
         try:
             return ray.get(ref)
-        except RayActorError as error:
-            raise Died(str(error).splitlines()[0]) from error
+        except GONE as error:
+            raise death_of(error) from error
         except RayTaskError as error:
             raise own_error(error) from None
+        except ObjectLostError as error:
+            raise Died(LOST.format(type(error).__name__)) from error
 
     def _give_up(self) -> PlayedBatch:
         raise Died(f"no answer within rollout.timeout_s = {self.config.timeout_s:g} s")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +95,56 @@ class Faulty(Corridor):
             return
         print("the game says goodbye", flush=True)
         fail_by(kind)
+
+
+class Unlucky(Corridor):
+    """Fails at the steps of these numbers, counted over all that any game of its class was asked, replays included."""
+
+    def __init__(self, folder: str, kind: str, fails_at: list[int]) -> None:
+        super().__init__(keyed=False)
+        self.calls = Path(folder, "calls")
+        self.kind = kind
+        self.fails_at = fails_at
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if count_up(self.calls) in self.fails_at:
+            fail_by(self.kind)
+        return super().step(action)
+
+
+class AtTimes:
+    """A walk of so many rooms. Of all tries of its steps one in `one_in` fails, whatever step of whatever episode.
+
+    Which ones follows from `stream`, seed, step and number of the try, so that a test of it does not depend on luck.
+    """
+
+    def __init__(self, folder: str, kind: str, length: int, one_in: int = 20, stream: str = "") -> None:
+        self.folder = folder
+        self.kind = kind
+        self.length = length
+        self.one_in = one_in
+        self.stream = stream
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.seed, self.room = seed or 0, 0
+        return f"{self.seed}: room 0", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.room += 1
+        if self.kind != "never":
+            place = f"{self.stream}-{self.seed}-{self.room}"
+            number = count_up(Path(self.folder, place))
+            if random.Random(f"{place} {number}").random() < 1 / self.one_in:
+                Path(self.folder, f"{place}-{number}.{self.kind}").touch()
+                fail_by(self.kind)
+        return f"{self.seed}: room {self.room}", 1.0, self.room >= self.length, False, {}
+
+
+def count_up(path: Path) -> int:
+    """How often it was called with this path, by any process."""
+    with path.open("a") as file:
+        file.write(".")
+    return path.stat().st_size
 
 
 class Diary(Faulty):
@@ -250,6 +302,43 @@ class Taking(Corridor):
         return self.taken
 
 
+class OldStep(GymCorridor):
+    """As before Gymnasium 0.26: four values of a step."""
+
+    def step(self, action: str) -> Any:
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, info
+
+
+class OldReset(GymCorridor):
+    """As before Gymnasium 0.26: the observation alone."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return super().reset(seed=seed)[0]
+
+
+class OldSeed(GymCorridor):
+    """As before Gymnasium 0.26: seeds are set by a method of their own."""
+
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()[0]
+
+
+def make_corridor(keyed: bool = True) -> gymnasium.Env[str, str]:
+    """A function that makes environments: the corridor with a limit."""
+    return gymnasium.wrappers.TimeLimit(GymCorridor(keyed), 3)
+
+
+unkeyed = functools.partial(make_corridor, keyed=False)
+SINGLE = GymCorridor()
+
+
+def crc32_of(text: str = "") -> int:
+    """Makes no environment."""
+    return crc32(text.encode())
+
+
+gymnasium.register("OldStep-v0", entry_point="tests.faulty_games:OldStep", max_episode_steps=9)
 gymnasium.register("Corridor-v0", entry_point="tests.faulty_games:GymCorridor", kwargs={"keyed": True})
 gymnasium.register("ShortCorridor-v0", entry_point="tests.faulty_games:GymCorridor", max_episode_steps=3)
 gymnasium.register(

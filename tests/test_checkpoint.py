@@ -212,7 +212,7 @@ def test_a_full_disk_is_a_message_and_costs_nothing(tmp_path: Path) -> None:
     script = """
 import resource, signal, sys, pathlib
 from rayrlhf.checkpoint import CheckpointStore
-from rayrlhf.errors import CheckpointError
+from rayrlhf.errors import StorageError
 store = CheckpointStore(pathlib.Path(sys.argv[1]), 20, 2)
 partial = store.begin(100)
 for part in ("model", "trainer"):
@@ -222,12 +222,13 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
     store.commit(partial, 100, {})
-except CheckpointError as error:
+except StorageError as error:
     print(error)
 """
     save(CheckpointStore(tmp_path, 20, 2), 50)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "iteration 100 could not be written" in done.stdout
+    assert "manifest.json could not be written: File too large (" in done.stdout
+    assert "MB are free" in done.stdout
     assert "--resume" in done.stdout
     assert newest(tmp_path).iteration == 50
     assert not list(tmp_path.glob(".partial-*"))

@@ -112,10 +112,15 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     assert ended.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_modules_of_the_working_directory_load_before_any_other(tmp_path: Path) -> None:
+def test_modules_of_the_working_directory_load_after_all_others(tmp_path: Path) -> None:
+    """A file there that is called as one of the standard library's hides nothing."""
     (tmp_path / "my_rewards.py").write_text("NAME = 'mine'\n")
-    ended = run(folder=tmp_path, command=main_with("import my_rewards, sys; print(my_rewards.NAME, sys.path[0])"))
-    assert ended.stdout == f"mine {tmp_path.resolve()}\n", ended.stderr
+    (tmp_path / "colorsys.py").write_text("NAME = 'mine'\n")
+    ended = run(
+        folder=tmp_path,
+        command=main_with("import colorsys, my_rewards, sys; print(my_rewards.NAME, colorsys.ONE_THIRD, sys.path[-1])"),
+    )
+    assert ended.stdout == f"mine {1 / 3} {tmp_path.resolve()}\n", ended.stderr
 
 
 def test_ctrl_c_is_one_line_and_exit_130(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from rayrlhf.cluster import _sees, actor_environment
 from rayrlhf.run_folder import write_probe
 
 PROGRAM = """
+import os
 import sys
 from pathlib import Path
 
-import ray
 from ray.cluster_utils import Cluster
 
 from rayrlhf.trainer import train
@@ -25,13 +25,13 @@ from tests.test_training import small_config
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
 cluster.add_node(num_cpus=3)
-ray.init(address=cluster.address, log_to_driver=False)
+cluster.wait_for_nodes()
+os.environ["RAY_ADDRESS"] = cluster.address
 config = small_config(
     Path(sys.argv[1]), Path(sys.argv[2]), "two-nodes", iterations=2, baseline_episodes=0,
     rollout={"workers": 2, "cpus_per_worker": 1}, learner={"ranks": 2, "cpus_per_rank": 2},
 )
 train(config)
-ray.shutdown()
 cluster.shutdown()
 """
 
@@ -44,7 +44,8 @@ def blind(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> ray.Ob
 
 
 def test_two_nodes_share_the_work(tiny_model: Path, tmp_path: Path) -> None:
-    """X-8: one code path from a laptop to a cluster; the ranks meet at an address of rank 0's node."""
+    """X-8: one code path from a laptop to a cluster, which RAY_ADDRESS names; the ranks meet at an address of rank 0's
+    node."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tiny_model), str(tmp_path)], capture_output=True, text=True, timeout=280
     )

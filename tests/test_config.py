@@ -125,7 +125,7 @@ BAD_FILES = {
         "seed: 1\nname: a\x07b\n",
         "run.yaml:2: unacceptable character #x0007: special characters are not allowed",
     ),
-    "bytes that are no text": (b"seed: 1\nname: \xff\n", "run.yaml:2: the file is not UTF-8 text (byte 0xff)"),
+    "bytes that are no text": (b"seed: 1\nname: \xff\n", "run.yaml:2: not UTF-8 text (byte 0xff)"),
     "empty file": ("# nothing\n", "run.yaml:1: the file is empty; write `key: value` lines, or leave the file out"),
     "list": ("# a list\n- seed: 1\n", "run.yaml:2: the file holds a list, not `key: value` lines"),
     "single value": ("alliteration\n", "run.yaml:1: the file holds a single value, not `key: value` lines"),

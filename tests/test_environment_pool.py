@@ -135,6 +135,82 @@ def test_what_fails_at_every_try_ends_with_its_cause(kind: str, cause: str) -> N
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.parametrize("kind", ["exit", "raise"])
+def test_faults_on_the_way_back_do_not_use_up_a_steps_own_tries(kind: str, tmp_path: Path) -> None:
+    """The second step fails once; the first, played again for it, three times: neither has failed four times."""
+    unlucky = settings("Unlucky", max_retries=3, folder=str(tmp_path), kind=kind, fails_at=[2, 3, 4, 5])
+    with ProcessEnvironments(unlucky) as environments:
+        environments.reset([0])
+        shown = [environments.step({0: "east"})[0].observation for _ in range(3)]
+        assert shown == [f"Room {n}. On the wall: ''" for n in (1, 2, 3)]
+        assert counts(environments)[f"retries_{kind}"] == 4
+
+
+def test_a_step_that_was_answered_once_and_never_again_ends_the_batch(tmp_path: Path) -> None:
+    unlucky = settings("Unlucky", max_retries=3, folder=str(tmp_path), kind="raise", fails_at=list(range(2, 99)))
+    with ProcessEnvironments(unlucky) as environments:
+        environments.reset([0])
+        environments.step({0: "east"})
+        with pytest.raises(
+            EpisodeError, match=r"seed 0, step 1, action 'east' failed 7 times, the last time: it raised"
+        ):
+            environments.step({0: "east"})
+
+
+def test_all_steps_of_a_batch_have_a_budget_of_retries_together(tmp_path: Path) -> None:
+    """No step fails three times in a row on the way back, and yet the sixth is never reached."""
+    ways_back = [6, 5, 4, 3, 2, 1, 4, 3, 5, 2, 4, 1, 5]  # the step that fails on each, so many steps after the last
+    unlucky = settings(
+        "Unlucky", max_retries=1, folder=str(tmp_path), kind="raise",
+        fails_at=[sum(ways_back[: n + 1]) for n in range(len(ways_back))],
+    )  # fmt: skip
+    message = r"failed: it raised .* That is fault 8 in 7 resets and steps, of which each may be tried again 1 times"
+    with ProcessEnvironments(unlucky) as environments:
+        environments.reset([0])
+        for _ in range(5):
+            environments.step({0: "x"})
+        with pytest.raises(EpisodeError, match=message):
+            environments.step({0: "x"})
+
+
+def walks(environments: Environments, seeds: Sequence[int]) -> list[list[StepResult]]:
+    """All results of one episode for each seed, played to their ends."""
+    episodes = [[result] for result in environments.reset(seeds)]
+    while going := {slot: "on" for slot, episode in enumerate(episodes) if not episode[-1].terminated}:
+        for slot, result in environments.step(going).items():
+            episodes[slot].append(result)
+    return episodes
+
+
+@pytest.mark.parametrize(("kind", "length"), [("exit", 5), ("raise", 10), ("hang", 2)])
+def test_faults_at_random_lose_no_batch_and_no_step(kind: str, length: int, tmp_path: Path) -> None:
+    """One try of a step in 20 fails, the tries on the way back too: with 3 retries a step none is lost."""
+    walk = {"folder": str(tmp_path), "length": length}
+    with ProcessEnvironments(settings("AtTimes", kind="never", **walk)) as sound:
+        expected = walks(sound, range(8))
+    with ProcessEnvironments(settings("AtTimes", 1.0, kind=kind, **walk)) as environments:
+        assert walks(environments, range(8)) == expected
+        assert counts(environments)[f"retries_{kind}"] == len(list(tmp_path.glob(f"*.{kind}"))) > 0
+
+
+def test_games_that_are_often_lost_together_are_spread_over_more_processes(tmp_path: Path) -> None:
+    """Each loss splits its process; as many processes as were lost go on, and none too many after a quiet batch."""
+    walk = settings("AtTimes", folder=str(tmp_path), kind="exit", length=4, one_in=8)
+    with ProcessEnvironments(walk) as environments:
+        walks(environments, range(8))
+        lost = int(counts(environments)["retries_exit"])
+        assert lost > 3
+        assert 3 <= len(environments.pids) <= 8
+    faulty = settings("Faulty", folder=str(tmp_path), kinds=["exit"], one_in=6)
+    with ProcessEnvironments(faulty) as environments:
+        play(environments, range(6))
+        assert counts(environments)["retries_exit"] > 1
+        play(environments, range(6))  # each of its faults comes once
+        assert len(environments.pids) > 1
+        play(environments, range(6))
+        assert len(environments.pids) == 1
+
+
 def test_what_a_lost_game_printed_is_told(tmp_path: Path) -> None:
     faulty = settings("Faulty", max_retries=0, folder=str(tmp_path), kinds=["exit"], one_in=1)
     with ProcessEnvironments(faulty) as environments, pytest.raises(EpisodeError, match=r"failed once: .*goodbye"):

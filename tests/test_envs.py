@@ -126,7 +126,9 @@ def test_our_ids_are_registered_without_importing_their_environments() -> None:
         ("rayrlhf/SingleTurn-v7", {}, r"is registered as `rayrlhf/SingleTurn-v7`: .*v7"),
         ("no_such_module:Text-v0", {}, r"needs a module `no_such_module`"),
         ("tests.faulty_games:Coridor", {}, r"has no `Coridor`: did you mean `Corridor`\?"),
-        ("tests.faulty_games:crc32", {}, r"it has to be a class"),
+        ("tests.faulty_games:ROOMS", {}, r"is 7: it has to be a class, or a function that makes environments"),
+        ("tests.faulty_games:SINGLE", {}, r"is an instance, .* name its class, or a function that makes one"),
+        ("tests.faulty_games:make_corridor", {"kyed": True}, r"no parameter `kyed`: did you mean `keyed`\?"),
         (
             "tests.faulty_games:Corridor",
             {"keyd": 1},
@@ -152,6 +154,41 @@ def test_spaces_that_are_not_text_are_refused() -> None:
         pytest.raises(EpisodeError, match=r"observation_space Discrete\(2\): observations and actions have to be text"),
     ):
         environments.reset([0])
+
+
+@pytest.mark.parametrize("name", ["make_corridor", "unkeyed"])
+def test_a_function_that_makes_environments_is_as_good_as_a_class(name: str) -> None:
+    """Also one with some of its parameters given, by `functools.partial`."""
+    with ProcessEnvironments(settings(f"tests.faulty_games:{name}")) as environments:
+        environments.reset([0])
+        assert [environments.step({0: "west"})[0].truncated for _ in range(3)] == [False, False, True]
+    assert_environment(f"tests.faulty_games:{name}", keyed=False)
+
+
+def test_a_function_that_makes_no_environment_is_named() -> None:
+    with (
+        ProcessEnvironments(settings("tests.faulty_games:crc32_of")) as environments,
+        pytest.raises(EpisodeError, match=r"it made 0, which has no `reset` and no `step`: name a class"),
+    ):
+        environments.reset([0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "OldStep",
+            r"step\(\) has to return .*, not \('Room .*Four values, with one `done`, are the API .* return five",
+        ),
+        ("OldStep-v0", r"step\(\) has to return .*Four values, with one `done`, are the API .* return five"),
+        ("OldReset", r"reset\(\) has to return \(observation, info\), not 'Room .* return `observation, info`"),
+        ("OldSeed", r"its reset\(\) takes no `seed`.* write `def reset\(self, \*, seed=None, options=None\)`"),
+    ],
+)
+def test_the_api_before_gymnasium_is_told_from_other_faults(name: str, message: str) -> None:
+    checked = check_contract(f"tests.faulty_games:{name}")
+    assert [result.passed for result in checked] == [False]
+    assert re.search(message, checked[0].detail)
 
 
 def test_prompts_and_split_go_to_those_who_take_them() -> None:
@@ -206,6 +243,16 @@ def test_what_breaks_the_contract_is_told() -> None:
     assert set(expected) <= set(found)
     for check, message in expected.items():
         assert re.search(message, found[check])
+
+
+@pytest.mark.parametrize("name", ["NumberCorridor-v0", "Says"])
+def test_what_cannot_begin_is_told_once(name: str, run: Run) -> None:
+    """Every other check would fail by the same sentence."""
+    ended = run("test", f"tests.faulty_games:{name}", *(["what=nan"] if name == "Says" else []))
+    lines = ended.output.splitlines()
+    assert ended.exit_code == 1
+    assert [line for line in lines if line.startswith(("FAIL", "pass"))] == lines[:1]
+    assert lines[1:] == ["0 of 1 checks passed.", "Nothing else was checked: nothing can be as long as this is so."]
 
 
 def test_chance_is_told() -> None:

@@ -354,3 +354,65 @@ def test_the_shipped_tokenizer_reads_ids(tmp_path: Path) -> None:
     code, output = run("check", project, "--tokenizer", "tiny-stories")
     assert code == 1
     assert "its ids are of the tokenizer xyz" in output
+
+
+ANSWERS = [{"role": "user", "content": "Name a sea."}, {"role": "assistant", "content": "No."}]
+
+
+def test_a_text_prompt_beside_answers_as_messages_is_read(tmp_path: Path) -> None:
+    """The layout of the most common public data sets: the messages repeat the prompt, or leave it out."""
+    system = {"role": "system", "content": "Be brief."}
+    better = [ANSWERS[0], {"role": "assistant", "content": "The North Sea."}]
+    rows = [
+        {"prompt": "Name a sea.", "chosen": better, "rejected": ANSWERS, "score_chosen": 8.0},
+        {"prompt": "Name a sea.", "chosen": better[1:], "rejected": ANSWERS[1:]},
+        {"prompt": "Name a sea.", "chosen": [system, *better], "rejected": [system, *ANSWERS]},
+        {"prompt": "Name a lake.", "chosen": better, "rejected": ANSWERS},
+    ]
+    report = checked(tmp_path, "trl", rows)
+    assert report.format == "trl"
+    assert [finding.message for finding in report.faults] == [
+        'the messages that "chosen" and "rejected" begin with do not end with the text of "prompt"'
+    ]
+    project = tmp_path / "project"
+    assert run("import", tmp_path / "labels", project, "--skip-faulty")[0] == 0
+    with RatingStore(project / FILE_NAME) as store:
+        items, comparisons = store.items(), store.comparisons()
+    pairs = [tuple((items[item].prompt, items[item].text) for item in record.items) for record in comparisons]
+    assert pairs[0] == pairs[1] == (("Name a sea.", "The North Sea."), ("Name a sea.", "No."))
+    assert pairs[2][0] == ("system: Be brief.\n\nuser: Name a sea.", "The North Sea.")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            b"prompt,response_a,response_b,winner\na,b,c,a\n",
+            "a table of this kind is not read: write JSONL, a line such as",
+        ),
+        (b"prompt\tchosen\trejected\na\tb\tc\n", "a table of this kind is not read"),
+        (b'{"instruction": "a", "completions": [{"response": "b", "overall_score": 9}]}\n', "write a line for each"),
+        (b'[{"data": {"prompt": "a"}, "annotations": []}]\n', "the export of an annotation tool"),
+        (b"\x1f\x8b\x08\x00\x00", "it is compressed: unpack it first"),
+        (b"PAR1\x15\x04", "a table of this kind is not read"),
+        (
+            b'{"prompt": [{"role": "user", "content": [{"text": "a"}]}], "chosen": [], "rejected": []}\n',
+            "list of parts",
+        ),
+    ],
+)
+def test_a_label_file_of_another_form_is_one_fault_with_what_to_write(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
+    (tmp_path / "labels").write_bytes(data)
+    code, output = run("check", tmp_path / "labels")
+    assert code == 1
+    assert message in output
+    assert output.count("fault: ") == 1
+
+
+def test_an_empty_answer_is_found(tmp_path: Path) -> None:
+    rows = [{"prompt": "Say something.", "chosen": "", "rejected": "Something."}]
+    report = checked(tmp_path, "trl", rows)
+    assert found(report, "empty text") == [("labels:1", "text 1 of 2 is empty")]
+    assert found(checked(tmp_path, "openai_json", [pair()]), "empty text") == [], "ids alone have no text"

@@ -452,7 +452,7 @@ def test_a_separator_is_any_text_or_none(separator: str, texts: list[str]) -> No
         (b'{"query":[0],"sample":[1],"score":1e999}', 1, "the number 1e999 is too large"),
         (b'{"query":[0],"sample":[1],"score":' + b"9" * 5000 + b"}", 1, "a number has too many digits"),
         (b'{"query":[0],"sample":[1],"score":1,"x":' + b"[" * 60 + b"]" * 60 + b"}", 1, "nested more than 50"),
-        (b'{"query":[0],"sample":[1],"score":1,"x":' + b"[" * 90000, 1, "nested too deeply"),
+        (b'{"query":[0],"sample":[1],"score":1,"x":' + b"[" * 90000, 1, "nested more than 50 levels deep"),
         (b'{"prompt":"a","chosen":"\xff","rejected":"b"}', 1, "not UTF-8 text (byte 0xff)"),
         (b'{"prompt":"a","chosen":"b","rejected":"c"} {}', 1, "more than one value on the line"),
         (b'{"prompt":"a","chosen":"b","rejected":"b"}', 1, "chosen and rejected are the same"),

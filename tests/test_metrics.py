@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -199,11 +202,75 @@ def test_a_torn_last_line_is_passed_over_and_then_removed(folder: RunFolder, tai
     with MetricsLog(folder) as log:
         log.record(0, {"objective/score": 1.0})
     folder.metrics.write_bytes(folder.metrics.read_bytes() + tail)
-    assert [row["iteration"] for row in read_metrics(folder.path)] == [0]
-    with MetricsLog(folder) as log:
+    with pytest.warns(UserWarning, match="metrics.jsonl: its last line is torn"):
+        assert [row["iteration"] for row in read_metrics(folder.path)] == [0]
+    with pytest.warns(
+        UserWarning, match=r"metrics\.jsonl: its last line was cut short.*a copy is in metrics.jsonl.torn"
+    ):
+        log = MetricsLog(folder)
+    with log:
         log.record(1, {"objective/score": 2.0})
         log.sync()
     assert [row["iteration"] for row in read_metrics(folder.path)] == [0, 1]
+    assert (folder.path / "metrics.jsonl.torn").read_bytes() == tail.removesuffix(b"\n") + b"\n"
+
+
+def test_torn_lines_that_are_done_again_go_with_a_copy_and_others_are_named(folder: RunFolder) -> None:
+    """A line that a full disk cut short, with whole ones behind it, blocks no resume from before it."""
+    rows = [b'{"iteration": %d}\n' % iteration for iteration in range(5)]
+    folder.metrics.write_bytes(b"".join([*rows[:3], b'{"iterat', rows[3], rows[4]]))
+    with MetricsLog(folder) as log, pytest.warns(UserWarning, match=r"a copy is in metrics\.jsonl\.torn"):
+        log.truncate(3)
+    assert folder.metrics.read_bytes() == b"".join(rows[:3])
+    assert (folder.path / "metrics.jsonl.torn").read_bytes() == b'{"iterat' + rows[3]
+    folder.metrics.write_bytes(b"".join([rows[0], b"{\n", rows[1], rows[2]]))
+    with MetricsLog(folder) as log, pytest.raises(RunFolderError, match=r"metrics\.jsonl:2 is damaged"):
+        log.truncate(2)
+    assert folder.metrics.read_bytes() == b"".join([rows[0], b"{\n", rows[1], rows[2]])
+
+
+def test_a_write_that_the_disk_cuts_short_is_noticed_and_taken_back(folder: RunFolder) -> None:
+    """The system writes a part of the line and says so in a number alone: here a limit of the size of files does it."""
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from rayrlhf.errors import StorageError
+from rayrlhf.json_lines import line, open_append
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with open_append(Path(sys.argv[1])) as record:
+    record.write(line({"iteration": 0}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (25, 25))
+    try:
+        record.write(line({"iteration": 1}))
+    except StorageError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder.metrics)], capture_output=True, text=True, check=True
+    )
+    assert "metrics.jsonl could not be written: File too large" in done.stdout
+    assert "--resume" in done.stdout
+    assert folder.metrics.read_bytes() == b'{"iteration": 0}\n'
+
+
+def test_tensorboard_sorts_sessions_by_number_when_the_clock_went_back(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run resumed an hour before it was started, as its clock says: each step once, those of the second session last."""
+    with MetricsLog(folder) as log:
+        for iteration in range(6):
+            log.record(iteration, {"objective/score": 1.0})
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    for session in (2.0, 3.0):  # the second of these within the same second
+        with MetricsLog(folder) as log:
+            log.truncate(3)
+            for iteration in range(3, 8):
+                log.record(iteration, {"objective/score": session})
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("objective/score")]
+    assert found == [(step, 1.0 if step < 3 else 3.0) for step in range(8)]
 
 
 def test_a_damaged_line_in_the_middle_is_named(folder: RunFolder) -> None:
@@ -211,7 +278,7 @@ def test_a_damaged_line_in_the_middle_is_named(folder: RunFolder) -> None:
     with pytest.raises(RunFolderError, match=r"metrics.jsonl:2 is damaged"):
         read_metrics(folder.path)
     folder.samples.write_text('{"iteration": 0}\n')
-    with pytest.raises(RunFolderError, match=r"samples.jsonl: an episode of iteration 0 lacks 'run'"):
+    with pytest.raises(RunFolderError, match=r"samples.jsonl:1 is damaged or of another version.*run is missing"):
         read_samples(folder.path)
 
 

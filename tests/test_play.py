@@ -31,6 +31,7 @@ from rayrlhf.config import AgentConfig, EnvironmentConfig, ModelConfig, RolloutC
 from rayrlhf.config_loading import dump_config
 from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import EpisodeError, UserError
+from rayrlhf.files import printable
 from rayrlhf.games.kinds import game_kind
 from rayrlhf.games.lookup import GameLookup
 from rayrlhf.games.making import game_file
@@ -42,7 +43,6 @@ from rayrlhf.play.keys import Autoplay, InputError, Save, Show, Typed, read_type
 from rayrlhf.play.outputs import Exports, TranscriptFile
 from rayrlhf.play.recording import Film, FilmedPerson, write_picture
 from rayrlhf.play.replay import ScriptedActor, first_difference
-from rayrlhf.play.screen import printable
 from rayrlhf.play.session import PlaySession
 from rayrlhf.play.setting import Setting, find_setting
 from rayrlhf.play.terminal import Person, Screen, Watcher
@@ -494,7 +494,7 @@ def test_map_hint_and_objective(
 
 
 def test_a_game_cannot_write_to_the_terminal() -> None:
-    assert printable("a\x1b[31mred\x07\r\n\tb\u202e\ud800") == "a\ufffd[31mred\ufffd\ufffd\n b\ufffd\ufffd"
+    assert printable("a\x1b[31mred\x07\r\n\tb\u202e\ud800") == "a\u241b[31mred\u2407\n\tb\ufffd\ufffd"
 
 
 def test_a_policy_is_watched_until_the_end(setting: Setting, games: Environments, seat: Seat) -> None:

@@ -87,7 +87,7 @@ def test_own_function_and_class_from_the_working_directory() -> None:
         ("user_rewards:", r"is no `module:Name`"),
         (":shouting", r"is no `module:Name`"),
         ("folder/user_rewards.py:shouting", r"as in `folder\.user_rewards:shouting`"),
-        ("user_rewards:NOT_A_REWARD", r"is 3\.0: it has to be a class or a function"),
+        ("user_rewards:NOT_A_REWARD", r"is 3\.0: it has to be a class, a function, or an instance"),
         ("user_rewards:NotCallable", r"is a class without `__call__`"),
         ("", r"no reward is named ``"),
     ],
@@ -129,8 +129,8 @@ def test_import_errors_name_the_users_line(
 def test_environments_have_errors_of_their_own() -> None:
     with pytest.raises(EpisodeError, match="no environment is named `nowhere`"):
         plugins.load("environment", "nowhere")
-    with pytest.raises(EpisodeError, match="has to be a class"):
-        plugins.load("environment", "user_rewards:shouting")
+    with pytest.raises(EpisodeError, match=r"is 3\.0: it has to be a class, or a function that makes environments"):
+        plugins.load("environment", "user_rewards:NOT_A_REWARD")
     with pytest.raises(EpisodeError, match="without `reset` and `step`"):
         plugins.load("environment", "user_rewards:ByTurn")
 

@@ -18,10 +18,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import rayrlhf.envs  # registers the id
-from rayrlhf.config import PromptsConfig
+from rayrlhf.config import PromptsConfig, RunConfig
+from rayrlhf.environments import open_environments
 from rayrlhf.envs.single_turn import SingleTurn, TextSpace
 from rayrlhf.errors import EpisodeError, PromptError
 from rayrlhf.prompts import Prompts, load_prompts
+from rayrlhf.run_parts import environment_settings
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}"
@@ -135,6 +137,14 @@ BAD_ROWS = {
     "empty": ('\n{"prompt": ""}\n', ":2: the prompt is empty; take the row out"),
     "no messages": ('{"prompt": []}\n', ":1: the list of messages is empty; take the row out"),
     "bad message": ('{"prompt": [{"role": "user"}]}\n', ":1: a message is {"),
+    "messages in another field": (
+        '{"messages": [{"role": "user", "content": "a"}], "n": 1}\n',
+        ":1: no field 'prompt'; it has messages: set environment.prompts.field=messages",
+    ),
+    "parts": (
+        '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}\n',
+        ":1: the content of a message is a list of parts: write their text as one",
+    ),
     "half a surrogate pair": ('{"prompt": "a\\ud800"}\n', ":1: character 2 of the prompt is no Unicode text"),
     "messages without a template": (
         '{"prompt": [{"role": "user", "content": "a"}]}\n',
@@ -150,6 +160,22 @@ def test_a_bad_row_is_named_by_file_and_line(
     path = tmp_path / "p.jsonl"
     path.write_text(text)
     assert fault(tokenizer, file=str(path)).startswith(f"{path}{words}")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("p.json", 'write it as JSONL, a line such as {"prompt": "..."} for each prompt'),
+        ("p.csv", "write it as JSONL"),
+        ("p.jsonl.gz", "unpack it first, and name the file that was in it (`gunzip p.jsonl.gz`)"),
+        ("p.zip", "unpack it first"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_what_to_write(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, name: str, instead: str
+) -> None:
+    (tmp_path / name).write_bytes(b"\x1f\x8b[")
+    assert instead in fault(tokenizer, file=str(tmp_path / name))
 
 
 def test_bad_files_and_folders_are_named(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
@@ -297,6 +323,19 @@ def test_every_epoch_shows_every_prompt_once_in_an_order_of_its_own() -> None:
         assert all(texts[info["prompt"]] == text for text, info in shown)
         assert [info["prompt"] for _, info in shown] == np.random.default_rng(epoch).permutation(50).tolist()
     assert epochs[0] != epochs[1]
+
+
+def test_runs_of_other_seeds_meet_the_prompts_in_other_orders() -> None:
+    """Every prompt once an epoch in each of them; the order of seed 0 is that of the epoch alone."""
+    config = RunConfig()
+    orders = []
+    for seed in range(3):
+        settings = environment_settings(config.model_copy(update={"seed": seed}))["train"]
+        played = open_environments(settings, [f"prompt {number}" for number in range(50)])
+        orders.append([result.observation for result in played.reset(range(50))])
+    assert [set(order) for order in orders] == [set(orders[0])] * 3
+    assert len({tuple(order) for order in orders}) == 3
+    assert orders[0] == [f"prompt {number}" for number in np.random.default_rng(0).permutation(50)]
 
 
 def test_a_seed_shows_its_prompt_whatever_came_before_and_no_seed_goes_on() -> None:

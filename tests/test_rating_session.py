@@ -150,6 +150,33 @@ def test_undo_is_of_the_raters_own(tmp_path: Path) -> None:
     assert [record.rater for record in store.comparisons()] == ["bob"]
 
 
+def test_undo_goes_by_the_order_of_adding_and_not_by_the_clock(tmp_path: Path) -> None:
+    store = store_of(tmp_path, texts(8))
+    for number, created in enumerate((1000.0, 2000.0, 1500.0)):  # the clock was set back before the third
+        items = list(store.items())[2 * number : 2 * number + 2]
+        store.add(Comparison(tuple(items), 0, rater="ann", id=f"record {number}", created=created))
+    assert session_of(store).undo("ann")
+    assert [record.id for record in store.comparisons()] == ["record 0", "record 1"]
+
+
+def test_one_rater_in_two_sittings_judges_each_pair_once(tmp_path: Path) -> None:
+    """Equal seeds: both sittings would ask the same pairs, also the one that is on both screens."""
+    store = store_of(tmp_path, texts(5))
+    one, two = session_of(store), session_of(store)
+    on_both = shown(one, "ann"), shown(two, "ann")
+    assert on_both[0].pair == on_both[1].pair
+    assert one.judge("ann", on_both[0].id, "1")
+    assert not two.judge("ann", on_both[1].id, "2"), "it was judged in the other sitting meanwhile"
+    for session in (two, one) * 8:
+        if (ticket := session.ticket("ann")) is not None:
+            session.judge("ann", ticket.id, "1")
+    judged = [frozenset(record.items) for record in store.comparisons()]
+    assert len(judged) == len(set(judged)) == 10
+    assert one.progress("ann").done == two.progress("ann").done == 10
+    assert two.undo("ann")
+    assert one.progress("ann").done == 9
+
+
 def test_a_new_sitting_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     """GWERN-1: resume, undo of an earlier sitting included."""
     store = store_of(tmp_path, texts(5))

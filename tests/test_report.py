@@ -122,6 +122,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs"), 120)
 
 
+def test_the_report_says_what_counts_as_a_word(finished: Path, tmp_path: Path) -> None:
+    """Where no blanks are written between words their characters are counted; figures of English stay as they are."""
+    assert "(words split at blanks)" in write_report(finished).read_text()
+    run = make_run(tmp_path, 2)
+    samples = run / "samples.jsonl"
+    samples.write_text(samples.read_text().replace("Once upon a time", "从前有一个小女孩"))
+    assert "(each character a word where no blanks are written)" in write_report(run).read_text()
+
+
 def test_report_of_a_finished_run(finished: Path) -> None:
     """Issue part 11: reward, KL and diversity curves; first, middle and last samples side by side; one file."""
     path = write_report(finished)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from rayrlhf import checkpoint
 from rayrlhf.checkpoint import CheckpointStore, read_manifest, whole_checkpoints
+from rayrlhf.errors import CheckpointError
+from tests.faults.disks import flip_bit
 
 
 def commit(store: CheckpointStore, iteration: int) -> None:
@@ -55,3 +58,26 @@ def test_later_checkpoints_are_gone_after_a_rollback(tmp_path: Path) -> None:
     latest = store.latest()
     assert latest is not None
     assert latest.iteration == 2
+
+
+def test_nothing_is_removed_where_what_is_gone_back_to_is_damaged(tmp_path: Path) -> None:
+    """Else the run would be left with models alone."""
+    store = CheckpointStore(tmp_path, keep=20, keep_trainer_state=20)
+    for iteration in (2, 4, 6):
+        commit(store, iteration)
+    flip_bit(tmp_path / "000002" / "trainer" / "weights", 3)
+    with pytest.raises(CheckpointError, match="000002: trainer/weights is damaged"):
+        store.discard_after(3)
+    assert resumable(tmp_path) == [2, 4, 6]
+
+
+def test_a_checkpoint_gives_way_to_one_of_its_name_also_where_names_cannot_be_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS has no exchange: the old one waits under another name between two renames."""
+    monkeypatch.setattr(checkpoint, "exchange", lambda one, other: False)
+    store = CheckpointStore(tmp_path, keep=20, keep_trainer_state=20)
+    for iteration in (2, 4, 2):
+        commit(store, iteration)
+    assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["000002", "000004"]
+    assert resumable(tmp_path) == [2, 4]

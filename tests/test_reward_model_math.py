@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayrlhf.reward_models.evaluation import calibrate, evaluate_comparisons, pearson
+from rayrlhf.preferences.loop_stages import accuracy as loop_accuracy
+from rayrlhf.reward_models.evaluation import calibrate, evaluate_comparisons, pearson, plot_evaluation
 from rayrlhf.reward_models.examples import Example, epoch_order, held_out_indices
 from rayrlhf.reward_models.losses import (
     TIE,
@@ -21,6 +23,7 @@ from rayrlhf.reward_models.losses import (
     log_tie_of_share,
     regression,
 )
+from rayrlhf.reward_models.training import correlation_line, held_out_line
 
 NO_ITEM = -math.inf
 
@@ -118,6 +121,27 @@ def test_accuracy_by_source_calibration_and_margins() -> None:
     assert evaluation.margins.tolist() == [1, -2, 0, 2]
 
 
+def test_what_held_out_labels_lack_is_said() -> None:
+    """No share of no comparison, no calibration without pairs, no correlation of equal labels: nothing prints nan."""
+    ties = evaluate_comparisons([Example((0, 1), best=TIE, source="manual")], np.array([0.0, 1.0], np.float32))
+    assert held_out_line(ties).startswith("no decisive comparison, 1 ties: how often the model is right is not known")
+    assert ties.as_json()["accuracy"] == {"share": None, "of": 0, "low": 0.0, "high": 1.0}
+    three = evaluate_comparisons([Example((0, 1, 2), best=1, source="manual")], np.array([0, 1, 0.5], np.float32))
+    assert held_out_line(three).endswith("0 ties, no pair to calibrate on")
+    one, same = np.array([2.0]), np.array([2.0, 2.0])
+    assert correlation_line(None, one, one).startswith("1 label, too few for a correlation")
+    assert correlation_line(None, np.array([1.0, 2.0]), same) == (
+        "the 2 labels are all the same: there is no correlation of scores and labels"
+    )
+    assert loop_accuracy(np.array([1.0, 2.0]), np.array([3.0, 3.0])) == (None, 0)
+
+
+def test_pictures_of_nothing_are_drawn(tmp_path: Path) -> None:
+    nothing = evaluate_comparisons([], np.zeros(0, np.float32))
+    plot_evaluation(nothing, tmp_path / "nothing.png")
+    assert (tmp_path / "nothing.png").stat().st_size > 1000
+
+
 def test_calibration_of_margins_drawn_from_their_own_probabilities() -> None:
     """A model that says what is true has a small calibration error; one that is twice as sure has not."""
     rng = np.random.default_rng(0)
@@ -128,13 +152,13 @@ def test_calibration_of_margins_drawn_from_their_own_probabilities() -> None:
     assert honest < 0.01
     assert sure > 0.05
     assert sum(b.pairs for b in bins) == 20_000
-    assert math.isnan(calibrate(np.zeros(0))[1])
+    assert calibrate(np.zeros(0)) == ((), None)
 
 
 def test_correlation_with_labels() -> None:
     """LMHP-3: Pearson's r; nothing to tell of one label or of equal ones."""
     assert pearson(np.array([1, 2, 3], np.float32), np.array([2.0, 4.0, 6.0])) == pytest.approx(1.0)
-    assert math.isnan(pearson(np.array([1, 1], np.float32), np.array([2.0, 4.0])))
+    assert pearson(np.array([1, 1], np.float32), np.array([2.0, 4.0])) is None
 
 
 def test_a_table_of_labels_goes_through_its_file(tmp_path: object) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rayrlhf.config import RewardPart
 from rayrlhf.errors import RewardError
+from rayrlhf.reward_actors import RunRewards
 from rayrlhf.reward_contract import assert_reward, check_reward, example_trajectory
 from rayrlhf.reward_mixture import RewardMixture, part_keys
 from rayrlhf.rewards_cli import rewards_app
@@ -287,6 +288,53 @@ def test_the_contract_finds_what_breaks_it(name: str, fails: str, detail: str, m
     assert all(word in failed[fails] for word in detail.replace("\ud800", "\\ud800").split(".*"))
     with pytest.raises(AssertionError, match=fails):
         assert_reward(f"user_rewards:{name}")
+
+
+def test_an_instance_and_a_partial_are_as_good_as_a_class_and_a_function() -> None:
+    """Parameters that a partial gives can be given anew; an instance has its own."""
+    assert score_text("user_rewards:to_ten", "so so", " so") == -7
+    assert score_text("user_rewards:to_words", "so so", " so") == -7
+    assert score_text("user_rewards:to_words", "so so", " so", words=3) == 0
+    assert score_text("user_rewards:counted_so", "so so", " so") == 3
+    assert score_text("user_rewards:counted_so", "so so", " so", word="no", each=2.0) == 0
+    assert score_text("user_rewards:judged_soon", "ab", "c") == 3
+    for name in ("to_ten", "to_words", "counted_so", "judged_soon"):
+        assert_reward(f"user_rewards:{name}")
+    with pytest.raises(RewardError, match=r"has no parameter `words`.* It takes no parameters"):
+        score_text("user_rewards:to_ten", "", "", words=3)
+    with pytest.raises(RewardError, match=r"has no parameter `wrd`: did you mean `word`"):
+        score_text("user_rewards:counted_so", "", "", wrd="no")
+
+
+@pytest.mark.parametrize("name", ["of_columns", "OfColumns"])
+def test_a_reward_of_columns_is_told_what_to_write_instead(name: str) -> None:
+    with pytest.raises(RewardError, match=rf"`def {name}\(text: str\) -> float`.*`__call__\(self, trajectories\)`"):
+        check_reward(f"user_rewards:{name}")
+
+
+@pytest.mark.parametrize("module", ["__main__", "time", "json"])
+def test_a_module_that_no_file_holds_is_no_bug(module: str) -> None:
+    """Those built into Python have no file; the program that was started is another one in the child."""
+    with pytest.raises(
+        RewardError, match=rf"`{module}:no_such` is in the program|`{module}:no_such`: .*has no `no_such`"
+    ):
+        check_reward(f"{module}:no_such")
+
+
+def test_the_contract_stops_where_ordinary_texts_cannot_be_scored() -> None:
+    """Every other check would fail by the same sentence."""
+    assert [result.passed for result in check_reward("user_rewards:divides")] == [False]
+
+
+def test_a_reward_that_remembers_is_told_before_the_run() -> None:
+    """It fails `rewards test`, and would train in silence; those that come with us and are tested are not asked."""
+    own = [part("user_rewards:Remembers"), part("user_rewards:shouting"), part("alliteration")]
+    with RunRewards(own, timeout_s=60.0) as rewards:
+        [warning] = rewards.warnings()
+    assert "reward `user_rewards:Remembers` scores the same texts otherwise the second time" in warning
+    for steady in ([part("user_rewards:shouting")], [part("user_rewards:divides")], [part("alliteration")]):
+        with RunRewards(steady, timeout_s=60.0) as rewards:
+            assert rewards.warnings() == []
 
 
 def test_the_contract_reports_a_reward_that_hangs() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import RunFolderError
 from rayrlhf.run_folder import RunFolder, has_probe, remove_probe, write_probe
+from tests.faults import system_calls
 
 
 def a_config(tmp_path: Path, **settings: Any) -> tuple[RunConfig, str]:
@@ -100,7 +105,8 @@ def test_resume_after_the_folder_moved(tmp_path: Path) -> None:
 
 def test_resume_with_other_settings_names_each_of_them(tmp_path: Path) -> None:
     """A resumed run equals an uninterrupted one: what would make it another run is refused, all at once."""
-    RunFolder.create(*a_config(tmp_path, name="first")).close()
+    with RunFolder.create(*a_config(tmp_path, name="first")) as begun:
+        begun.metrics.write_text('{"iteration": 0}\n')
     other = {
         "seed": 4, "optimizer": {"name": "adamw", "lr": 1e-5}, "algorithm": {"name": "grpo", "kl": {"coef": 0.1}},
         "reward": ["alliteration", {"name": "letter_count", "letter": "e"}], "iterations": 9,
@@ -181,6 +187,143 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         RunFolder.resume(*a_config(tmp_path, name="first")).close()
     finally:
         os.killpg(holder.pid, 9)
+        holder.communicate()
+
+
+LOCKLESS = "import errno\nfrom tests.faults.system_calls import refuse_locks\nrefuse_locks(errno.{error})\n"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def hold(folder: Path, before: str = "", after: str = "") -> subprocess.Popen[str]:
+    """A process that has resumed the run at `folder`, and holds it until it is killed or told the end of its input."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", before + HOLD + after, str(folder)], cwd=ROOT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stderr is not None
+    assert holder.stdout.readline() == "held\n", holder.stderr.read()
+    return holder
+
+
+def resume_lockless(folder: Path, error: str) -> subprocess.CompletedProcess[str]:
+    script = LOCKLESS.format(error=error) + HOLD.replace("sys.stdin.read()", "held.close()")
+    return subprocess.run([sys.executable, "-c", script, str(folder)], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in system_calls.CHANGING, reason="locks are refused with seccomp"
+)
+@pytest.mark.parametrize("error", ["ENOLCK", "EOPNOTSUPP"])
+def test_two_processes_cannot_write_one_run_where_the_file_system_keeps_no_locks(tmp_path: Path, error: str) -> None:
+    """The first runs; the second is told of it, also where it alone has locks or has none; a killed one is in nobody's
+    way, and neither is one that ended."""
+    folder = RunFolder.create(*a_config(tmp_path, name="first"))
+    folder.close()
+    holder = hold(folder.path, LOCKLESS.format(error=error))
+    try:
+        for second in (resume_lockless(folder.path, error), None):
+            if second is None:
+                with pytest.raises(RunFolderError, match=f"being written by process {holder.pid} on"):
+                    RunFolder.resume(*a_config(tmp_path, name="first"))
+            else:
+                assert second.returncode != 0
+                assert f"being written by process {holder.pid} on" in second.stderr
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert resume_lockless(folder.path, error).stdout == "held\n"
+    holder = hold(folder.path)  # with a lock, which the other cannot see
+    try:
+        assert f"being written by process {holder.pid} on" in resume_lockless(folder.path, error).stderr
+    finally:
+        holder.kill()
+        holder.communicate()
+    RunFolder.resume(*a_config(tmp_path, name="first")).close()
+    assert not list(folder.path.glob(".writer-*"))
+
+
+def test_of_many_that_begin_at_once_without_locks_one_writes(tmp_path: Path) -> None:
+    """Twelve processes take a folder whose last writer was killed: one of them gets it, time after time."""
+    script = LOCKLESS.format(error="ENOLCK") + TAKES
+    for number in range(3):
+        (tmp_path / f".writer-{number + 1}").write_text("process 999999999 on " + socket.gethostname() + ", born 1-1")
+        many = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )
+            for _ in range(12)
+        ]  # fmt: skip
+        for one in many:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "ready\n"
+        for one in many:
+            assert one.stdin is not None
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        told = [one.stdout.readline() for one in many if one.stdout is not None]
+        for one in many:
+            one.kill()
+            one.communicate()
+        assert sorted(told) == ["held\n", *["refused\n"] * 11]
+
+
+TAKES = """
+import sys, time
+from pathlib import Path
+from rayrlhf.lock import FolderLock, Held
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    lock = FolderLock.take(Path(sys.argv[1]))
+    print("held", flush=True)
+except Held:
+    print("refused", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_writer_on_another_machine_is_taken_for_alive_and_named(tmp_path: Path) -> None:
+    """Nobody can ask from here whether that process is there: the message says which file to remove once it is gone."""
+    folder = RunFolder.create(*a_config(tmp_path, name="first"))
+    folder.close()
+    (folder.path / ".writer-3").write_text("process 7 on another-machine, born 0-0")
+    with pytest.raises(RunFolderError, match=r"process 7 on another-machine \(if it is gone, remove .*\.writer-3\)"):
+        RunFolder.resume(*a_config(tmp_path, name="first"))
+    (folder.path / ".writer-3").unlink()
+    RunFolder.resume(*a_config(tmp_path, name="first")).close()
+
+
+def test_a_run_that_failed_before_its_first_iteration_is_begun_anew(tmp_path: Path) -> None:
+    """With the same settings or others, with --resume or without; nothing that it left is lost."""
+    with RunFolder.create(*a_config(tmp_path, name="first", seed=3)) as failed:
+        failed.samples.write_text('{"iteration": -1}\n')
+    with pytest.warns(UserWarning, match=r"'first' failed before its first iteration.*first\.failed-1"):
+        RunFolder.create(*a_config(tmp_path, name="first", seed=4)).close()
+    with pytest.warns(UserWarning, match=r"first\.failed-2"):
+        folder = RunFolder.resume(*a_config(tmp_path, name="first", seed=5))
+    with folder:
+        assert folder.read_config().seed == 5
+        assert [path.name for path in folder.path.glob("samples.jsonl")] == []
+        with pytest.raises(RunFolderError, match="is being written by"), locked_elsewhere(folder):
+            RunFolder.create(*a_config(tmp_path, name="first"))
+    runs = tmp_path / "runs"
+    assert sorted(entry.name for entry in runs.iterdir()) == ["first", "first.failed-1", "first.failed-2"]
+    assert RunFolder.open(runs / "first.failed-1").read_config().seed == 3
+    assert (runs / "first.failed-1" / "samples.jsonl").read_text() == '{"iteration": -1}\n'
+    RunFolder.resume(*a_config(tmp_path, name="first", seed=5)).close()  # as it is: there is nothing to begin anew
+
+
+@contextlib.contextmanager
+def locked_elsewhere(folder: RunFolder) -> Iterator[None]:
+    """Another process holds the run meanwhile."""
+    folder.close()
+    holder = hold(folder.path)
+    try:
+        yield
+    finally:
+        holder.kill()
         holder.communicate()
 
 

@@ -30,7 +30,9 @@ from rayrlhf.errors import (
     RunFolderError,
     UserError,
 )
-from rayrlhf.next_token import training_rows
+from rayrlhf.next_token import TRAINING_BLOCKS, VALIDATION_BLOCKS, training_rows
+from rayrlhf.next_token_data import prepare_blocks
+from rayrlhf.policy import resolve_model
 from rayrlhf.sft_cli import parse_architecture, sft
 from rayrlhf.stories import generate_stories
 from rayrlhf.supervised import SupervisedSettings, cosine_with_warmup
@@ -374,3 +376,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_once(ray_cluster: None, tmp_
     ]
     assert len(starts) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_part_of_less_than_a_block_gets_a_larger_share(tmp_path: Path) -> None:
+    """2 % of these documents are a few tokens; the smallest share that was tried and fills a block is taken, and said."""
+    said: list[str] = []
+    documents = [f"Once upon a time there was a sheep, and its number was {number}." for number in range(40)]
+    asked = settings(tokens_per_example=64, model=resolve_model("tiny-stories"))
+    prepare_blocks(tmp_path, asked, said.append, lambda: documents, 0.02, None)
+    assert len(np.load(tmp_path / VALIDATION_BLOCKS)) >= 1
+    assert len(np.load(tmp_path / TRAINING_BLOCKS)) >= 1
+    assert any(line.startswith("a share of 0.02 is less than a block: 0.0") for line in said)
+    with pytest.raises(PromptError, match=r"validation part has fewer tokens|training part has fewer tokens"):
+        prepare_blocks(tmp_path, asked, said.append, lambda: documents[:2], 0.02, None)

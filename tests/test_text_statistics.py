@@ -6,7 +6,9 @@ import gzip
 
 import pytest
 
-from rayrlhf.text_statistics import distinct_n, duplicate_rate, empty_rate, gzip_ratio, text_metrics
+from rayrlhf.preferences.checks import repetition
+from rayrlhf.summary import BaseDiversity
+from rayrlhf.text_statistics import distinct_n, duplicate_rate, empty_rate, gzip_ratio, text_metrics, word_units, words
 
 
 def test_distinct_n_pools_the_texts_and_stays_within_each() -> None:
@@ -20,6 +22,38 @@ def test_distinct_n_pools_the_texts_and_stays_within_each() -> None:
 def test_distinct_n_splits_at_any_whitespace_and_keeps_case_and_punctuation() -> None:
     """SPEC X-10: words are split at whitespace and nothing else."""
     assert distinct_n(["The  the\nthe\tthe,"], 1) == 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("小猫 sat on垫子。", ["小", "猫", "sat", "on", "垫", "子", "。"]),
+        ("ねこはカタカナ", ["ね", "こ", "は", "カタカナ"]),
+        ("สวัสดี ครับ", ["ส", "วั", "ส", "ดี", "ค", "รั", "บ"]),
+        ("고양이는 매트에", ["고양이는", "매트에"]),
+        ("Größe  naïve «да, нет»\u00a0شكرا", ["Größe", "naïve", "«да,", "нет»", "شكرا"]),
+        ("\ud800猫 \udfff", ["\ud800", "猫", "\udfff"]),
+    ],
+)
+def test_words_of_scripts_without_blanks_are_their_characters(text: str, expected: list[str]) -> None:
+    """With their marks; all other writing is split at whitespace as ever."""
+    assert words(text) == expected
+
+
+def test_a_collapse_shows_where_no_blanks_are_written() -> None:
+    varied = [f"{start}只小猫坐在{place}上唱歌" for start in "一两三" for place in ("垫子", "屋顶", "桌子")]
+    same = ["的的的的的的的的的的"] * 9
+    assert distinct_n(same, 1) == 1 / 90
+    assert distinct_n(same, 2) == 1 / 81
+    assert distinct_n(varied, 2) > 10 * distinct_n(same, 2)
+    assert BaseDiversity(varied).share(same) == pytest.approx(1 / 81 / distinct_n(varied, 2))
+    assert "each character" in word_units(varied)
+    assert word_units(["a cat", "größer"]) == "words split at blanks"
+
+
+def test_repetition_is_found_where_no_blanks_are_written() -> None:
+    assert repetition(2, 0.5)("的的的的的的") == "repetition: 80% of its 2-grams are repeated"
+    assert repetition(2, 0.5)("小猫坐在垫子上") is None
 
 
 def test_distinct_n_of_a_collapsed_policy() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import os
 import pickle
 import random
@@ -434,6 +435,20 @@ def test_game_files_are_played_from_a_file_or_a_folder(make: Make, tmp_path: Pat
     TextWorld.prepare(1, files=str(tmp_path))  # nothing is to be made
 
 
+def test_runs_of_other_seeds_play_the_games_in_other_orders() -> None:
+    """The first seed of a game is known in each; held-out games stay in their order."""
+    for run_seed in range(3):
+        environment = TextWorld(**{**COIN, "games": 40}, run_seed=run_seed)
+        order = [environment._number_of(seed) for seed in range(40)]
+        assert sorted(order) == list(range(40))
+        again = [environment._number_of(seed) for seed in range(40, 80)]
+        assert [environment.first_seed(40 + place) for place in range(40)] == [order.index(game) for game in again]
+        held_out = TextWorld(**{**COIN, "held_out_games": 5}, split="held_out", run_seed=run_seed)
+        assert [held_out._number_of(seed) for seed in range(5)] == list(range(5))
+    orders = [TextWorld(**{**COIN, "games": 40}, run_seed=seed)._number_of(0) for seed in range(9)]
+    assert len(set(orders)) > 3
+
+
 def test_a_game_of_unknown_logic_is_played_without_commands_and_key(make: Make, tmp_path: Path) -> None:
     """Any Z-machine game: TextWorld's without its .json is one."""
     shutil.copy(game_file(game_kind("coin_collector", level=3), "train", 0), tmp_path / "game.z8")
@@ -451,6 +466,78 @@ def test_a_file_that_is_no_game_is_named(make: Make, tmp_path: Path) -> None:
     path.write_text("Dear player, " * 100)
     with pytest.raises(EpisodeError, match=r"letter\.z5 is no game of the Z-machine"):
         make(files=str(path)).reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], r"not JSON"),
+        (lambda text: "[" * 100_000, r"nested too deeply"),
+        (lambda text: "{}", r"is damaged, or no game that this TextWorld knows: KeyError: 'KB'"),
+        (lambda text: "[]", r"is damaged, or no game"),
+        (lambda text: text.replace('"world"', '"word"'), r"is damaged, or no game.* KeyError: 'world'"),
+        (lambda text: json.dumps({**json.loads(text), "infos": []}), r"is damaged, or no game"),
+        (lambda text: json.dumps({**json.loads(text), "version": 9}), r"is damaged, or no game.*version 9"),
+    ],
+)
+def test_a_damaged_description_of_a_game_is_named(
+    make: Make, tmp_path: Path, damage: Callable[[str], str], message: str
+) -> None:
+    """By the run before it starts, or else by the first reset; other games can be played afterwards."""
+    shutil.copytree(game_file(game_kind("coin_collector", level=3), "train", 0).parent, tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    path = tmp_path / "b" / "game.json"
+    path.write_text(damage(path.read_text()))
+    environment = make(files=str(tmp_path))
+    seeds = sorted(range(2), key=lambda seed: environment._file_of(seed).parent.name)
+    for played in (lambda: environment.reset(seed=seeds[1]), lambda: world_map(path.with_suffix(".z8"))):
+        with pytest.raises(EpisodeError, match=rf"^[^\n]*/b/game\.json[^\n]*{message}[^\n]*$"):
+            played()
+    assert environment.reset(seed=seeds[0])[1]["commands"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[: len(content) // 2], r"is cut short: its header speaks of \d+ bytes"),
+        (lambda content: content[:5000] + b"?" + content[5001:], r"is damaged: the sum of its bytes"),
+        (lambda content: b"", r"is no game of the Z-machine"),
+        (lambda content: b"\x00" * 100_000, r"is no game of the Z-machine"),
+    ],
+)
+@pytest.mark.parametrize("described", [True, False])
+def test_a_damaged_game_is_named(
+    make: Make, tmp_path: Path, damage: Callable[[bytes], bytes], message: str, described: bool
+) -> None:
+    """Before the interpreter, which ends its process over some of them, sees it."""
+    source = game_file(game_kind("coin_collector", level=3), "train", 0)
+    path = tmp_path / "game.z8"
+    path.write_bytes(damage(source.read_bytes()))
+    if described:
+        shutil.copy(source.with_suffix(".json"), tmp_path)
+    for played in (lambda: make(files=str(path)).reset(seed=0), lambda: TextWorld.prepare(1, files=str(path))):
+        with pytest.raises(EpisodeError, match=rf"^{path} {message}"):
+            played()
+
+
+def test_a_game_that_begins_with_its_end_is_named(make: Make, tmp_path: Path) -> None:
+    """The quest holds where the game begins: TextWorld says no end, and its game takes no command any more."""
+    from textworld.generator import compile_game
+    from textworld.generator.game import Event, Quest
+
+    maker = textworld.GameMaker(options=textworld.GameOptions())
+    room = maker.new_room("hall")
+    maker.set_player(room)
+    box = maker.new(type="c", name="box")
+    room.add(box)
+    maker.add_fact("open", box)
+    maker.quests = [Quest(win_events=[Event(conditions={maker.new_fact("open", box)})])]
+    options = textworld.GameOptions()
+    options.path = str(tmp_path / "game.z8")
+    compile_game(maker.build(), options)
+    for played in (lambda: make(files=options.path).reset(seed=0), lambda: TextWorld.prepare(1, files=options.path)):
+        with pytest.raises(EpisodeError, match=r"game\.json is a game that is over before the first command"):
+            played()
 
 
 def test_the_object_table_of_both_formats() -> None:

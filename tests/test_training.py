@@ -18,6 +18,7 @@ import pytest
 import ray
 
 from rayrlhf import trainer
+from rayrlhf.alarms import read_alarms
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import LearnerError, RunFolderError
@@ -109,6 +110,35 @@ def test_before_the_first_step_policy_and_reference_are_one(undisturbed: Path) -
         assert row["learner/logprob_gap_max"] < 1e-4
         assert row["policy/ratio_max"] == pytest.approx(1, abs=1e-4)
     assert all(s.kl is not None and abs(s.kl) < 1e-3 for s in read_samples(undisturbed) if s.iteration == -1)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.001])
+def test_a_healthy_run_at_a_low_temperature_runs(ray_cluster: None, storage: Path, temperature: float) -> None:
+    """X-5: dividing the logits multiplies their rounding: the limit of temperature 1 would stop it."""
+    config = small_config(
+        Path("tiny-stories"), storage, f"cold-{temperature}", iterations=2, baseline_episodes=8,
+        rollout={"workers": 1, "groups_per_iteration": 2, "temperature": temperature},
+        learner={"ranks": 1, "zero_stage": 0}, optimizer={"name": "sgd", "lr": 1e-6},
+    )  # fmt: skip
+    train(config)
+    rows = read_metrics(storage / config.name)
+    assert [row["iteration"] for row in rows] == [0, 1]
+    assert all(row["learner/logprob_gap_max"] < 1e-4 / temperature for row in rows)
+
+
+def test_a_reward_that_is_the_same_for_every_text_is_told_after_the_first_iteration(
+    ray_cluster: None, tiny_model: Path, storage: Path
+) -> None:
+    """No text has the letter: scores of 0 in every group, whatever the KL, in the metric and in two alarms."""
+    config = small_config(
+        tiny_model, storage, "constant", iterations=1, baseline_episodes=0, reward={"name": "letter_count", "letter": "ẞ"},
+        rollout={"workers": 1}, learner={"ranks": 1, "zero_stage": 0},
+    )  # fmt: skip
+    train(config)
+    [row] = read_metrics(storage / "constant")
+    assert (row["objective/score_std"], row["objective/zero_variance_groups"]) == (0.0, 1.0)
+    alarms = read_alarms(storage / "constant")
+    assert {alarm.rule for alarm in alarms if alarm.iteration == 0} >= {"score_saturation", "zero_variance_groups"}
 
 
 class KillsAWorkerOnce(RolloutPool):

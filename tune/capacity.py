@@ -11,6 +11,7 @@ import ray
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError
 from rayrlhf.gang import gang_bundles
+from rayrlhf.room import check_machine, machine_memory, own_machine, processes_of, room
 
 Resources = Mapping[str, float]
 
@@ -27,15 +28,34 @@ def side_by_side(configs: Sequence[RunConfig], cores: int) -> int:
     return max(1, int(cores / most))
 
 
+def at_once(asked: int | None, configs: Sequence[RunConfig]) -> int | None:
+    """Trials side by side: as many as asked for, else as keep this machine busy; None: as the given cluster has room for.
+
+    Raises LearnerError where this machine cannot hold the processes of so many.
+    """
+    if not own_machine():
+        return asked
+    processes = max((processes_of(config) for config in configs), key=lambda counts: sum(counts.values()))
+    check_machine({"a trial's driver": 1, **processes})
+    fitting = room(machine_memory()) // (1 + sum(processes.values()))
+    if asked is None:
+        return min(side_by_side(configs, own_cores()), fitting)
+    if asked > fitting:
+        each = ", ".join(f"{setting} {count}" for setting, count in processes.items())
+        raise LearnerError(
+            f"sweep.max_concurrent {asked}: the memory of this machine holds the processes of {fitting} trials at once "
+            f"({each} and a driver each): lower it to {fitting}, or join a larger cluster with RAY_ADDRESS"
+        )
+    return asked
+
+
 def logical_cpus(configs: Sequence[RunConfig], trials: int) -> int:
     """CPUs that a cluster of our own must claim to have for so many gangs side by side, and one to spare."""
     return math.ceil(trials * max(sum(bundle["CPU"] for bundle in gang_bundles(config)) for config in configs)) + 1
 
 
-def own_cluster_cores() -> int | None:
-    """The cores of this machine where the cluster will be our own, None where one is given."""
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        return None
+def own_cores() -> int:
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -10,27 +10,41 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import Field
 
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import replace_file, sync_folder
+from rayrlhf.files import (
+    SHOWN,
+    Count,
+    Damage,
+    Number,
+    check_plain,
+    json_value,
+    printable,
+    read_bytes,
+    read_record,
+    read_text,
+    replace_file,
+    sync_folder,
+    typed,
+    typed_value,
+)
+from rayrlhf.lock import FolderLock, Held, is_held
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.sweep_config import SweepConfig
+from rayrlhf.yaml_text import parse_yaml
 
 Status = Literal["done", "crashed", "stopped", "diverged"]
 NEVER_AGAIN: tuple[Status, ...] = ("done", "stopped", "diverged")
@@ -46,7 +60,7 @@ class Ending:
 
     status: Status
     error: str | None  # first line of what it crashed or diverged with
-    seconds: float  # wall time of its iterations, over all sessions
+    seconds: Number  # wall time of its iterations, over all sessions
 
 
 def write_ending(run_folder: Path, ending: Ending) -> None:
@@ -58,12 +72,9 @@ def write_ending(run_folder: Path, ending: Ending) -> None:
 def read_ending(run_folder: Path) -> Ending | None:
     """How the trial of this run folder ended; None where it has not."""
     path = run_folder / "trial.json"
-    try:
-        return Ending(**json.loads(path.read_bytes()))
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return None
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(f"{path} is damaged ({error}); remove it to have the trial continued") from None
+    return read_record(path, Ending, RunFolderError, "remove it to have the trial continued")
 
 
 def is_over(run_folder: Path) -> bool:
@@ -72,12 +83,41 @@ def is_over(run_folder: Path) -> bool:
     return ending is not None and ending.status in NEVER_AGAIN
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedTrial:
+    """A line of `trials.jsonl`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    parameters: dict[str, Any]
+    seed: Count
+
+
+def planned_rows(path: Path) -> list[PlannedTrial]:
+    """The lines of trials.jsonl, without a torn last one; none where the sweep has not drawn its trials yet.
+
+    Raises RunFolderError, which names a damaged line.
+    """
+    if not os.path.exists(path):
+        return []
+    lines = read_bytes(path, RunFolderError).split(b"\n")[:-1]
+    return [_planned(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _planned(line: bytes, place: str) -> PlannedTrial:
+    try:
+        trial = typed_value(PlannedTrial, json_value(line))
+    except Damage as error:
+        raise RunFolderError(f"{place} is damaged ({error}); mend it from a copy") from None
+    check_trial_name(trial.name, place)
+    return trial
+
+
 class SweepFolder:
     """Where the files of a sweep lie; `create` and `resume` hold its lock until `close` or the end of the process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
 
     @classmethod
     def create(cls, config: SweepConfig, trials: Sequence[Trial]) -> SweepFolder:
@@ -119,6 +159,7 @@ class SweepFolder:
                 f"there is no sweep {config.name!r} in {config.storage_path!r} to resume: start it without --resume, or "
                 "give the name it has with sweep.name=..."
             )
+        check_plain(folder.path)
         folder._take_lock()
         try:
             before, now = folder.read_config().model_dump(mode="json"), config.model_dump(mode="json")
@@ -175,17 +216,15 @@ class SweepFolder:
         return self.trials / trial
 
     def read_config(self) -> SweepConfig:
-        try:
-            return SweepConfig.model_validate(YAML(typ="safe", pure=True).load(StringIO(self.sweep.read_text())))
-        except (YAMLError, ValidationError) as error:
-            raise RunFolderError(
-                f"{self.sweep} is damaged or was written by another version of RayRLHF: {error}"
-            ) from None
+        found = parse_yaml(read_text(self.sweep, RunFolderError), str(self.sweep), RunFolderError)
+        return typed(SweepConfig, found, f"{self.sweep} is damaged or of another version of RayRLHF", RunFolderError)
 
     def read_trials(self) -> list[Trial]:
         """The trials planned so far, each with the config that it was planned with."""
-        rows = [json.loads(line) for line in self.planned.read_text().splitlines()]
-        return [Trial(**row, config=load_config(str(self.config(row["name"])))) for row in rows]
+        return [
+            Trial(row.name, row.parameters, row.seed, load_config(str(self.config(row.name))))
+            for row in planned_rows(self.planned)
+        ]
 
     def add_trials(self, trials: Sequence[Trial]) -> None:
         """Plans more of them."""
@@ -199,7 +238,7 @@ class SweepFolder:
         Raises RunFolderError where it does not.
         """
         deadline = time.monotonic() + _RELEASE_WAIT_S
-        while _is_locked(self.run_folder(trial) / ".lock"):
+        while is_held(self.run_folder(trial)):
             if time.monotonic() > deadline:
                 raise RunFolderError(
                     f"{self.run_folder(trial)} is still being written by another process: stop it, then --resume"
@@ -208,7 +247,7 @@ class SweepFolder:
 
     def close(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> SweepFolder:
@@ -218,16 +257,19 @@ class SweepFolder:
         self.close()
 
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
+            self._lock = FolderLock.take(self.path)
+        except Held as holder:
             raise RunFolderError(
-                f"the sweep {self.path.name!r} ({self.path}) is run by another process: wait for it or stop it, or give "
+                f"the sweep {self.path.name!r} ({self.path}) is run by {holder}: wait for it or stop it, or give "
                 "this one another name with sweep.name=..."
             ) from None
-        self._lock = descriptor
+
+
+def check_trial_name(name: object, place: Path | str) -> None:
+    """Raises RunFolderError for what no trial is called: it is the name of a folder among the sweep's trials."""
+    if not isinstance(name, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise RunFolderError(f"{place} is damaged: {printable(repr(name))[:SHOWN]} is no trial's name")
 
 
 def path_of(config: SweepConfig) -> Path:
@@ -247,17 +289,3 @@ def refuse_taken(config: SweepConfig) -> None:
 def _line(trial: Trial) -> bytes:
     row: dict[str, Any] = {"name": trial.name, "parameters": dict(trial.parameters), "seed": trial.seed}
     return json.dumps(row).encode() + b"\n"
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rayrlhf.config_loading import dump_config
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.tune.folder import path_of
 from rayrlhf.tune.plan import plan
 from rayrlhf.tune.sweep_config import OptunaSearchConfig, SweepRequest
@@ -15,7 +16,7 @@ def print_trials(request: SweepRequest, console: Console | None = None) -> None:
     """Checks all trials and lists them. Raises ConfigError with all faults."""
     sweep = request.config
     trials = plan(request, path_of(sweep) / "trials")
-    console = console or Console(soft_wrap=True, highlight=False)
+    console = console or plain_console(soft_wrap=True, highlight=False)
     console.print(dump_config(sweep), markup=False, end="")
     if isinstance(sweep.search, OptunaSearchConfig):
         console.print(f"\n{sweep.search.samples} points that Optuna proposes, {sweep.seeds} trials each")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from rayrlhf.files import Damage, Number, json_value, typed_value
 from rayrlhf.progress import duration
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.tune.folder import SweepFolder, read_ending
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.space import shown_values
@@ -56,7 +57,7 @@ class LiveTable(tune.Callback):
         self, folder: SweepFolder, console: Console | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder = folder
-        self._console = console or Console(stderr=True)
+        self._console = console or plain_console(stderr=True)
         self._clock = clock
         self._rows: dict[str, Row] = {}
         self._changes = 0
@@ -162,7 +163,10 @@ def last_record(path: Path) -> Mapping[str, float]:
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return {}
-    return json.loads(lines[-1]) if lines else {}
+    try:
+        return typed_value(dict[str, Number], json_value(lines[-1])) if lines else {}
+    except Damage:  # what is wrong with it, the trial's own reader says
+        return {}
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import deque
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
-from rayrlhf.errors import InstallationError
+from rayrlhf.extras import require
 from rayrlhf.tune.folder import SweepFolder, is_over
 from rayrlhf.tune.objectives import ObjectiveConfig
 from rayrlhf.tune.plan import Trial, TrialMaker, point_of
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 
 def require_optuna() -> None:
     """Raises InstallationError where Optuna is not installed."""
-    if importlib.util.find_spec("optuna") is None:
-        raise InstallationError("sweep.search.kind optuna needs Optuna: pip install 'rayrlhf[sweep]'")
+    require("sweep", "sweep.search.kind optuna")
 
 
 class OptunaPoints(Searcher):

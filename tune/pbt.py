@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +21,9 @@ from ray.tune.schedulers import PopulationBasedTraining
 from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
-from rayrlhf.errors import CheckpointError, ConfigError
-from rayrlhf.files import replace_file
-from rayrlhf.tune.folder import SweepFolder
+from rayrlhf.errors import CheckpointError, ConfigError, RunFolderError
+from rayrlhf.files import append_to, parse_json, read_bytes, read_record, replace_file, replace_folder, typed
+from rayrlhf.tune.folder import SweepFolder, check_trial_name
 from rayrlhf.tune.plan import TrialMaker
 from rayrlhf.tune.space import Dimension, Range
 from rayrlhf.tune.sweep_config import PBTConfig, SweepRequest
@@ -54,7 +53,7 @@ def pointed_at(checkpoint: tune.Checkpoint | None) -> Source | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return Source(**json.loads(Path(folder, _POINTER).read_text()))
+        return read_record(Path(folder, _POINTER), Source, RunFolderError, "start the sweep anew")
 
 
 def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[str, Any]) -> None:
@@ -62,6 +61,8 @@ def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[
 
     Raises CheckpointError where the checkpoint was pruned, ConfigError for values that make no config.
     """
+    for name in (source.trial, trial):
+        check_trial_name(name, folder.path)
     donor, target = folder.run_folder(source.trial), folder.run_folder(trial)
     aside = target.with_name(f".{trial}.new")
     shutil.rmtree(aside, ignore_errors=True)
@@ -86,16 +87,27 @@ def go_on_from(folder: SweepFolder, source: Source, trial: str, values: Mapping[
     _record(
         folder.exploits, {"trial": trial, "from": source.trial, "iteration": source.iterations, "parameters": values}
     )
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(aside, target)
+    replace_folder(aside, target)
 
 
 def last_values(exploits: Path) -> dict[str, Mapping[str, Any]]:
     """Trial -> the parameters that it last took up from another; empty where none ever did."""
     if not exploits.exists():
         return {}
-    rows = [json.loads(line) for line in exploits.read_bytes().split(b"\n")[:-1]]
-    return {row["trial"]: row["parameters"] for row in rows}
+    lines = read_bytes(exploits, RunFolderError).split(b"\n")[:-1]
+    rows = [
+        typed(_Exploit, parse_json(line, place, RunFolderError), place, RunFolderError)
+        for place, line in ((f"{exploits}:{number}", line) for number, line in enumerate(lines, start=1))
+    ]
+    return {row.trial: row.parameters for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class _Exploit:
+    """What is read of a line of `exploits.jsonl`."""
+
+    trial: str
+    parameters: dict[str, Any]
 
 
 def scheduler(config: PBTConfig, space: Sequence[Dimension], seed: int) -> PopulationBasedTraining:
@@ -155,5 +167,5 @@ def _drawing(values: Range, stream: np.random.Generator) -> Any:
 
 def _record(path: Path, row: Mapping[str, Any]) -> None:
     """Appends a line; several trials may do so at once."""
-    with open(path, "ab", buffering=0) as file:
+    with append_to(path) as file:
         file.write(json.dumps(row).encode() + b"\n")

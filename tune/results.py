@@ -8,30 +8,27 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-from pydantic import TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from typing import Any, Literal
 
 from rayrlhf.alarms import AlarmRecord, read_alarms
 from rayrlhf.checkpoint import whole_checkpoints
 from rayrlhf.errors import RunFolderError
+from rayrlhf.files import check_plain, read_text, typed
 from rayrlhf.metrics import BASELINE_ITERATION, SampleRecord, iter_samples
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.summary import DIVERSITY_TEXTS, REWARD_EPISODES, BaseDiversity
+from rayrlhf.tune.folder import PlannedTrial, planned_rows, read_ending
 from rayrlhf.tune.objectives import ObjectiveConfig, RewardUnderKL
+from rayrlhf.yaml_text import parse_yaml
 
 TrialStatus = Literal["done", "crashed", "stopped", "diverged", "unfinished", "unreadable"]
 """`trial.json` says the first four; a trial without one is unfinished, one with damaged records unreadable."""
-_ENDED = get_args(TrialStatus)[:4]
 LAST_TEXTS = 2
 
 
@@ -150,7 +147,7 @@ def read_history(run_folder: Path) -> RunHistory:
         rewards.append((done, statistics.fmean(now)))
         if share is not None:
             diversity.append((done, share))
-        if done in made:
+        if made(done):
             found.append(_point(done, recent, share))
     texts = tuple(record.text for record in recent[-LAST_TEXTS:])
     games = any(record.turns for record in recent)
@@ -167,15 +164,12 @@ def read_sweep(folder: Path) -> SweepResults:
     path = folder / "sweep.yaml"
     if not path.is_file():
         raise RunFolderError(f"{folder} is no sweep's folder: it holds no sweep.yaml")
-    text = path.read_text(encoding="utf-8")
-    try:
-        config = YAML(typ="safe", pure=True).load(text)
-        objective: ObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python(config["objective"])
-        name = str(config["name"])
-    except (YAMLError, ValidationError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path} is damaged or was written by another version of RayRLHF: {error}") from None
-    trials = tuple(_read_trial(folder / "trials", row) for row in _planned(folder / "trials.jsonl"))
-    return SweepResults(name, folder, objective, text, trials)
+    check_plain(folder, not_folders=["report.html", "frontier.png", "points.csv", "table.csv", "trials.jsonl"])
+    text = read_text(path, RunFolderError)
+    found = parse_yaml(text, str(path), RunFolderError)
+    told = typed(_Told, found, f"{path} is damaged or of another version of RayRLHF", RunFolderError)
+    trials = tuple(_read_trial(folder / "trials", row) for row in planned_rows(folder / "trials.jsonl"))
+    return SweepResults(told.name, folder, told.objective, text, trials)
 
 
 def mean_of(values: Sequence[float]) -> Mean:
@@ -229,32 +223,26 @@ def _point(done: int, recent: Sequence[SampleRecord], diversity: float | None) -
     )
 
 
-def _checkpoints_made(run: RunFolder) -> Collection[int]:
-    """Iterations of all checkpoints up to the latest: what the schedule asked for, and what a signal left."""
+def _checkpoints_made(run: RunFolder) -> Callable[[int], bool]:
+    """Whether one was made after so many iterations, kept or not: what the schedule asked for, and what a signal left."""
     kept = whole_checkpoints(run.checkpoints)
     if not kept:
-        return ()
+        return lambda done: False
     every = run.read_config().checkpoint.every
-    return {*range(every, kept[-1] + 1, every), *kept}
+    return lambda done: done in kept or (done <= kept[-1] and done % every == 0)
 
 
-def _planned(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The lines of trials.jsonl, without a torn last one; none where the sweep has not drawn its trials yet."""
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-            yield {"name": str(row["name"]), "parameters": dict(row["parameters"]), "seed": int(row["seed"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{path}:{number} is damaged ({error!r}); mend it from a copy") from None
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What of a sweep's config its results need."""
+
+    name: str
+    objective: ObjectiveConfig
 
 
-def _read_trial(trials: Path, row: Mapping[str, Any]) -> TrialResult:
-    folder = trials / row["name"]
-    empty = TrialResult(
-        folder=folder, **row, status="unfinished", error=None, seconds=None, history=_NOTHING, alarms=()
-    )
+def _read_trial(trials: Path, row: PlannedTrial) -> TrialResult:
+    folder = trials / row.name
+    empty = TrialResult(row.name, folder, row.parameters, row.seed, "unfinished", None, None, _NOTHING, alarms=())
     try:
         ended = _read_marker(empty)
         if not RunFolder(folder).config.is_file():  # not begun, or it fell before its run had a folder
@@ -266,14 +254,5 @@ def _read_trial(trials: Path, row: Mapping[str, Any]) -> TrialResult:
 
 def _read_marker(trial: TrialResult) -> TrialResult:
     """The trial with what its completion marker says."""
-    path = trial.folder / "trial.json"
-    if not path.exists():
-        return trial
-    try:
-        marker = json.loads(path.read_bytes())
-        status = marker["status"]
-        if status not in _ENDED:
-            raise ValueError(f"status {status!r}")
-        return replace(trial, status=status, error=marker["error"], seconds=float(marker["seconds"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path} is damaged ({error!r}); remove it to have the trial continued") from None
+    ended = read_ending(trial.folder)
+    return trial if ended is None else replace(trial, status=ended.status, error=ended.error, seconds=ended.seconds)

@@ -49,7 +49,9 @@ def parameters_of(results: SweepResults) -> tuple[Parameter, ...]:
         column = json.dumps([trial.parameters[key] for trial in results.trials])
         columns.setdefault(column, []).append(key)
     names = {key: _short(key, shared) for key in shared}
-    found = [_parameter(keys, names, json.loads(column)) for column, keys in columns.items()]
+    found = [
+        _parameter(keys, names, [trial.parameters[keys[0]] for trial in results.trials]) for keys in columns.values()
+    ]
     return tuple(parameter for parameter in found if len(parameter.values) > 1) or tuple(found)
 
 

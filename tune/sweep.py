@@ -9,10 +9,8 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -24,14 +22,18 @@ from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import ConfigError, LearnerError
 from rayrlhf.files import replace_file
 from rayrlhf.gang import gang_bundles
+from rayrlhf.interrupts import ended_as_by_ctrl_c
+from rayrlhf.room import check_start
+from rayrlhf.trust import NOBODY, Trust, remember
 from rayrlhf.tune import pbt
-from rayrlhf.tune.capacity import check_gangs_fit, logical_cpus, own_cluster_cores, side_by_side
+from rayrlhf.tune.capacity import at_once, check_gangs_fit, logical_cpus
 from rayrlhf.tune.folder import Ending, SweepFolder, is_over, path_of, read_ending, refuse_taken, write_ending
 from rayrlhf.tune.frontier import recommend
 from rayrlhf.tune.live_table import LiveTable
 from rayrlhf.tune.optuna_search import OptunaPoints, require_optuna
 from rayrlhf.tune.plan import Trial, TrialMaker, dimensions, plan
 from rayrlhf.tune.results import read_sweep
+from rayrlhf.tune.sweep_code import code_of_trials, require_planned
 from rayrlhf.tune.sweep_config import ASHAConfig, OptunaSearchConfig, PBTConfig, SweepConfig, SweepRequest
 from rayrlhf.tune.sweep_report import write_sweep_report
 from rayrlhf.tune.trial import TrialSettings, choice_of, config_of, run_trial, seconds_of
@@ -46,33 +48,38 @@ TUNE_SETTINGS = {
 }
 
 
-def run_sweep(request: SweepRequest, resume: bool = False, console: Console | None = None) -> Path:
-    """Runs a sweep, or what is left of it, to its report; returns its folder.
+def run_sweep(
+    request: SweepRequest, resume: bool = False, console: Console | None = None, trust: Trust = NOBODY
+) -> Path:
+    """Runs a sweep, or what is left of it, to its report; returns its folder. trust: for the trials of one to resume.
 
     Raises a UserError for every fault before anything starts; LearnerError where all trials crashed; KeyboardInterrupt
     for Ctrl-C and SIGTERM, with what the runs had saved left in place for `--resume`.
     """
     sweep = request.config
+    check_start({})
     with contextlib.ExitStack() as stack:
         earlier = stack.enter_context(SweepFolder.resume(sweep)) if resume else None
+        if earlier is not None:
+            require_planned(request, earlier, trust)
         checked = _checked(request, earlier)
         configs = [trial.config for trial in checked]
-        cores = own_cluster_cores()
-        at_once = sweep.max_concurrent or (side_by_side(configs, cores) if cores else None)
+        side_by_side = at_once(sweep.max_concurrent, configs)
         stack.enter_context(_tune_settings())
-        stack.enter_context(_sigterm_as_ctrl_c())
-        stack.enter_context(ray_cluster(logical_cpus(configs, at_once or 1)))
+        stack.enter_context(ended_as_by_ctrl_c())
+        stack.enter_context(ray_cluster(logical_cpus(configs, side_by_side or 1)))
         check_gangs_fit(configs)
         check_shared_storage(path_of(sweep).parent)
         planned = [] if _proposes(sweep) else checked
         folder = earlier or stack.enter_context(SweepFolder.create(sweep, planned))
+        remember(folder.path, code_of_trials(checked))
         table = LiveTable(folder, console)
         table.expect(folder.read_trials())
-        side = f"{at_once} side by side" if at_once else "as many side by side as there is room for"
+        side = f"{side_by_side} side by side" if side_by_side else "as many side by side as there is room for"
         table.message(f"sweep {sweep.name}: {_count(sweep, checked)} trials, {side}, folder {folder.path}")
         try:
             with table:
-                _run_trials(request, folder, at_once, [Endings(folder), table])
+                _run_trials(request, folder, side_by_side, [Endings(folder), table])
         except KeyboardInterrupt:
             table.message("stopped; `--resume` goes on from the trials' checkpoints")
             raise
@@ -101,7 +108,8 @@ class Endings(tune.Callback):
 
 def _reason(error_file: Path) -> str:
     """What Tune has noted of a trial's end: a line with the time, then the error."""
-    return error_file.read_text().splitlines()[1]
+    lines = error_file.read_text(errors="replace").splitlines()
+    return lines[1] if len(lines) > 1 else "Tune noted no reason"
 
 
 def _checked(request: SweepRequest, earlier: SweepFolder | None) -> list[Trial]:
@@ -130,7 +138,7 @@ def _proposes(sweep: SweepConfig) -> bool:
 
 
 def _run_trials(
-    request: SweepRequest, folder: SweepFolder, at_once: int | None, callbacks: Sequence[tune.Callback]
+    request: SweepRequest, folder: SweepFolder, side_by_side: int | None, callbacks: Sequence[tune.Callback]
 ) -> None:
     """Hands the trials to Tune and waits for the last of them."""
     sweep, space = request.config, dimensions(request)
@@ -167,7 +175,7 @@ def _run_trials(
             search_alg=search,
             scheduler=_scheduler(request),
             num_samples=samples,
-            max_concurrent_trials=at_once,
+            max_concurrent_trials=side_by_side,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["trial"]["name"],
             trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
@@ -245,17 +253,3 @@ def _tune_settings() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """A SIGTERM ends the sweep as a Ctrl-C does: with its cluster and all processes."""
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
-from rayrlhf.charts import moving_average
+from rayrlhf.charts import drawable, moving_average
 from rayrlhf.tune.colour_scale import ColourScale
 from rayrlhf.tune.frontier import Recommendation, frontier
 from rayrlhf.tune.results import Point, SweepResults, TrialResult
@@ -53,7 +53,9 @@ def frontier_png(results: SweepResults, recommendation: Recommendation, scale: C
             draw_frontier(axes, results, recommendation, scale, scale.light, points)
         handles = legend_handles(results, recommendation, scale, scale.light)
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-        figure.suptitle(f"{results.name}: reward against KL, every checkpoint", x=0.01, ha="left", fontsize=12)
+        figure.suptitle(
+            f"{drawable(results.name)}: reward against KL, every checkpoint", x=0.01, ha="left", fontsize=12
+        )
         drawing = io.BytesIO()
         figure.savefig(drawing, format="png", dpi=150, facecolor="white")
     return drawing.getvalue()
@@ -252,9 +254,9 @@ def _frame(axes: Axes) -> None:
 
 
 def _heading(label: str) -> Line2D:
-    return Line2D([], [], linestyle="none", label=label)
+    return Line2D([], [], linestyle="none", label=drawable(label))
 
 
 def _dot(marker: str, colour: str, label: str, hollow: bool = False, size: float = 7) -> Line2D:
-    return Line2D([], [], linestyle="none", marker=marker, markersize=size, label=label,
+    return Line2D([], [], linestyle="none", marker=marker, markersize=size, label=drawable(label),
                   markerfacecolor="none" if hollow else colour, markeredgecolor=colour)  # fmt: skip

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from rayrlhf.files import csv_table
 from rayrlhf.tune.frontier import frontier
 from rayrlhf.tune.results import LAST_TEXTS, Mean, SweepResults
 from rayrlhf.tune.settings import shown
@@ -28,7 +27,7 @@ def points_csv(results: SweepResults) -> bytes:
         for point in trial.history.points
     ]  # fmt: skip
     head = ["trial", *keys, "seed", "status", "iteration", "reward", "reward_se", "kl", "kl_per_token", "diversity"]
-    return _csv([*head, "admitted", "on_frontier"], rows)
+    return csv_table([[*head, "admitted", "on_frontier"], *rows])
 
 
 def table_csv(results: SweepResults, standings: Sequence[Standing]) -> bytes:
@@ -46,7 +45,7 @@ def table_csv(results: SweepResults, standings: Sequence[Standing]) -> bytes:
     figures = ["reward", "kl", "diversity", "best_admitted_reward"]
     means = [name for figure in figures for name in (figure, f"{figure}_se")]
     texts = [f"text_{number + 1}" for number in range(LAST_TEXTS)]
-    return _csv([*keys, "seeds_counted", "seeds", "base_reward", *means, "holds", *texts], rows)
+    return csv_table([[*keys, "seeds_counted", "seeds", "base_reward", *means, "holds", *texts], *rows])
 
 
 def _keys(results: SweepResults) -> list[str]:
@@ -66,10 +65,3 @@ def _pair(mean: Mean | None) -> tuple[float | None, float | None]:
 def _texts(standing: Standing) -> list[str]:
     texts = list(standing.trials[0].history.last_texts) if standing.trials else []
     return texts + [""] * (LAST_TEXTS - len(texts))
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """UTF-8; half of a surrogate pair, which that cannot hold, as its escape."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([head, *rows])
-    return file.getvalue().encode("utf-8", "backslashreplace")

@@ -6,7 +6,6 @@ Ends with a completion marker in the run folder (`folder.Ending`), written when 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from rayrlhf.config_loading import load_config
 from rayrlhf.errors import DivergenceError, NotFiniteError
 from rayrlhf.gang import Gang
 from rayrlhf.metrics import read_metrics
+from rayrlhf.python_path import move_last
 from rayrlhf.trainer import Observer, train
 from rayrlhf.tune.folder import Ending, SweepFolder, is_over, write_ending
 from rayrlhf.tune.objectives import ObjectiveConfig
@@ -160,5 +160,4 @@ def _settle_in(working_directory: Path) -> None:
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_WAIT_S)  # read when the process is reused
     if working_directory.is_dir():
         os.chdir(working_directory)
-        if str(working_directory) not in sys.path:
-            sys.path.insert(0, str(working_directory))
+        move_last([str(working_directory)])

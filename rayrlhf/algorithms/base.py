@@ -32,7 +32,7 @@ class EpisodeAlgorithm:
     """An algorithm without a value network; its state is that of its KL controllers, and what a subclass adds."""
 
     def __init__(self, config: ObjectiveConfig, iterations: int = 1):
-        """iterations: of the whole run, for schedules."""
+        """iterations: that schedules are spread over, as a rule those of the run."""
         self._objective = config
         self.kl = KLController(config.kl, iterations)
         self.kl_loss = KLController(config.kl_loss, iterations) if config.kl_loss is not None else None

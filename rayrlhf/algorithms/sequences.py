@@ -148,8 +148,8 @@ def split_into_minibatches(
     if minibatches == 1:
         return [[Minibatch(tuple(range(len(sequences))))]] * epochs
     if reduction == "token_mean":
-        of_policy = [np.count_nonzero(sequence.weights) for sequence in sequences]
-        of_values = [np.count_nonzero(sequence.value_weights) for sequence in sequences]
+        of_policy = [int(np.count_nonzero(sequence.weights)) for sequence in sequences]
+        of_values = [int(np.count_nonzero(sequence.value_weights)) for sequence in sequences]
     else:
         of_policy = of_values = [1] * len(sequences)
     rng = np.random.default_rng(seed)

@@ -28,7 +28,16 @@ from rayrlhf.types import GameState, Split, StepResult
 if TYPE_CHECKING:  # a process that plays games needs no config, and pydantic takes long to import
     from rayrlhf.config import EnvironmentConfig
 
-_HANDED = ("prompts", "split")  # constructor parameters that the run fills
+_HANDED = ("prompts", "split", "run_seed")  # constructor parameters that the run fills
+_STEP_VALUES = "(observation, reward, terminated, truncated, info)"
+_OLD_RESET = (
+    "That is the API that Gymnasium had as Gym, before 0.26: write `def reset(self, *, seed=None, options=None)`, and "
+    "return `observation, info`, where `info` may be `{}`."
+)
+_OLD_STEP = (
+    "Four values, with one `done`, are the API that Gymnasium had as Gym, before 0.26: return five, where `terminated` "
+    "says that the game is over and `truncated` that a limit cut it off (mostly `done, False`)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +50,16 @@ class EnvironmentSettings:
     step_timeout_s: float = 20.0  # of one step or reset of one game
     max_retries: int = 3  # how often one step is tried again
     processes: int = 1  # that the games are spread over
+    run_seed: int = 0  # which order its prompts or games come in, where they have one
 
     @classmethod
-    def of(cls, config: EnvironmentConfig, split: Split) -> EnvironmentSettings:
+    def of(cls, config: EnvironmentConfig, split: Split, run_seed: int = 0) -> EnvironmentSettings:
         """Those that a run's config asks for."""
-        return cls(config.name, config.parameters, split, config.step_timeout_s, config.max_retries)
+        return cls(config.name, config.parameters, split, config.step_timeout_s, config.max_retries, run_seed=run_seed)
 
 
 def load_environment(name: str) -> Callable[..., Environment]:
-    """The class (of some Gymnasium ids: the function) that makes environments of this name.
+    """The class, or the function, that makes environments of this name.
 
     Raises EpisodeError where there is none, see `plugins.load`.
     """
@@ -106,27 +116,48 @@ def prepare_environment(settings: EnvironmentSettings) -> None:
 
 
 def make_environment(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Environment:
-    """Builds one environment; the split and `prompts`, if there are any, go to constructors that take them.
+    """Builds one environment; the split, the run's seed and `prompts`, if there are any, go to constructors that take
+    them.
 
     Raises EpisodeError as `check_environment` does, and for spaces that are not text; what the constructor raises is
     let through.
     """
     creator = check_environment(settings, prompts)
     known = _parameters(creator)
-    handed = {"split": settings.split, **({"prompts": tuple(prompts)} if prompts else {})}
+    handed = {
+        "split": settings.split,
+        "run_seed": settings.run_seed,
+        **({"prompts": tuple(prompts)} if prompts else {}),
+    }
     arguments = {**settings.parameters, **{name: value for name, value in handed.items() if name in known}}
     if plugins.is_gymnasium_id(settings.name):
         environment: Any = gymnasium.make(settings.name, disable_env_checker=True, **arguments)
     else:
         environment = creator(**arguments)
+    _check_made(settings.name, environment)
+    return environment
+
+
+def _check_made(name: str, environment: Any) -> None:
+    """Raises EpisodeError for what a class or a function has made where that cannot be played as text."""
+    missing = plugins.missing_methods("environment", type(environment))
+    if missing:
+        raise EpisodeError(
+            f"environment `{name}`: it made {_shortened(environment)}, which has no `{'` and no `'.join(missing)}`: name a "
+            "class of environments, or a function that makes one."
+        )
+    kinds = [parameter.kind for parameter in inspect.signature(environment.reset).parameters.values()]
+    if "seed" not in inspect.signature(environment.reset).parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+        raise EpisodeError(
+            f"environment `{name}`: its reset() takes no `seed`, which says what episode to start. {_OLD_RESET}"
+        )
     for kind in ("observation_space", "action_space"):
         space = getattr(environment, kind, None)
         if space is not None and not isinstance(space.sample(), str):
             raise EpisodeError(
-                f"environment `{settings.name}` has the {kind} {space}: observations and actions have to be text, "
+                f"environment `{name}` has the {kind} {space}: observations and actions have to be text, "
                 "as with `rayrlhf.text_space.TextSpace()` or `gymnasium.spaces.Text`."
             )
-    return environment
 
 
 def first_seeds(settings: EnvironmentSettings, prompts: Sequence[str] = ()) -> Callable[[int], int]:
@@ -167,16 +198,21 @@ class Game:
         """Raises EpisodeError where the answer breaks the contract."""
         answer = self._environment.reset(seed=seed)
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise EpisodeError(f"reset() has to return (observation, info), not {_shortened(answer)}")
+            old = f". {_OLD_RESET}" if isinstance(answer, str) else ""
+            raise EpisodeError(f"reset() has to return (observation, info), not {_shortened(answer)}{old}")
         return self._result(answer[0], 0.0, False, False, answer[1])
 
     def step(self, action: str) -> StepResult:
         """Raises EpisodeError where the answer breaks the contract."""
-        answer = self._environment.step(action)
+        try:
+            answer = self._environment.step(action)
+        except ValueError as error:  # of a wrapper of Gymnasium's, which took an answer apart
+            if "not enough values to unpack (expected 5, got 4)" in str(error):
+                raise EpisodeError(f"step() has to return {_STEP_VALUES}. {_OLD_STEP}") from error
+            raise
         if not isinstance(answer, tuple) or len(answer) != 5:
-            raise EpisodeError(
-                f"step() has to return (observation, reward, terminated, truncated, info), not {_shortened(answer)}"
-            )
+            old = f". {_OLD_STEP}" if isinstance(answer, tuple) and len(answer) == 4 else ""
+            raise EpisodeError(f"step() has to return {_STEP_VALUES}, not {_shortened(answer)}{old}")
         return self._result(*answer)
 
     def close(self) -> None:

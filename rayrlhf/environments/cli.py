@@ -15,9 +15,15 @@ from rich.text import Text
 from rayrlhf import plugins
 from rayrlhf.errors import EpisodeError
 from rayrlhf.games.cli import make_games_command
-from rayrlhf.plugin_cli import console, parsed_parameters, say, say_results, yaml_parameters
+from rayrlhf.plugin_cli import parsed_parameters, say_results, yaml_parameters
+from rayrlhf.terminal_output import plain_console, say
 
-envs_app = typer.Typer(help="List, show, test and time environments; make games.", no_args_is_help=True)
+envs_app = typer.Typer(
+    help="List, show, test and time environments; make games.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 Name = Annotated[
     str,
@@ -38,7 +44,7 @@ def list_environments() -> None:
     table = Table("name", "what it is", "from", box=None, pad_edge=False)
     for name, summary in plugins.available("environment").items():
         table.add_row(Text(name), Text(summary), Text(plugins.origin("environment", name)))
-    console().print(table)
+    plain_console().print(table)
     say(
         "\nA class of your own is named module:Name, as in my_games:Dungeon; a registered Gymnasium environment with "
         "text spaces by its id, as in MyText-v0, or my_games:MyText-v0 where importing my_games registers it."
@@ -56,7 +62,7 @@ def show(name: Name, parameters: Parameters = None) -> None:
     given = parsed_parameters(parameters or (), EpisodeError)
     known = constructor_parameters(name)
     say(f"{name} ({plugins.origin('environment', name)})\n")
-    say(inspect.getdoc(plugins.load("environment", name)) or "It has no documentation.")
+    say(inspect.getdoc(plugins.underlying(plugins.load("environment", name))) or "It has no documentation.")
     say(f"\nParameters: {listing(known) or 'none'}")
     lines = [f"name: {json.dumps(name) if ':' in name else name}", *yaml_parameters(known, given)]
     say("\nIn a config:\n  environment:\n    " + "\n    ".join(lines))

@@ -40,13 +40,16 @@ def check_contract(name: str, timeout_s: float = 20.0, /, **parameters: Any) -> 
     timeout_s: how long one step or reset may take, in seconds; it is played in a process that is killed then.
 
     Raises EpisodeError where the environment cannot be found or is given wrong parameters; all that goes wrong later is
-    in the results.
+    in the results, which end with the first one where no episode can begin.
     """
     settings = EnvironmentSettings(name, parameters, step_timeout_s=timeout_s, max_retries=0)
     prompts = EXAMPLE_PROMPTS if takes_prompts(name) else ()
     check_environment(settings, prompts)
     with ProcessEnvironments(settings, prompts, memo_entries=0) as environments:
         contract = _Contract(settings, prompts, environments)
+        begins = checked("an episode begins", contract.check_begins)
+        if not begins.passed:
+            return [begins]
         results = [
             checked("answers are of the right types", contract.check_types),
             checked("equal seeds and actions give equal episodes", contract.check_repeated),
@@ -74,6 +77,12 @@ class _Contract:
         self._settings = settings
         self._prompts = prompts
         self._environments = environments
+
+    def check_begins(self) -> None:
+        """One that cannot be started, or whose first step fails, would fail every other check by the same line."""
+        (start,) = self._environments.reset([0])
+        if not (start.terminated or start.truncated):
+            self._environments.step({0: scripted_action(0, 0, start)})
 
     def check_types(self) -> str:
         episodes = play(self._environments, [0, 1, 2, 3], [0, 1, 2, 3])

@@ -28,6 +28,9 @@ Fault = Literal["exit", "hang", "raise"]
 class ProcessEnvironments:
     """Plays in `settings.processes` child processes, many games in each; see `interfaces.Environments`.
 
+    A fault costs the step that it came in a try. Where a process is lost its games are played anew, in two processes
+    then, so that games that are often lost do not go on taking each other with them.
+
     Where states have keys (`GameState.key`) a transition that was seen before is answered from memory, and the slots
     of one seed share a real game. When a step comes that is not known, it goes to where that slot is: onward, by steps
     that it remembers, or from the start. Without keys each slot has a real game of its own.
@@ -62,6 +65,8 @@ class ProcessEnvironments:
         self._recycle_after = recycle_after
         self._recycle_growth_mb = recycle_growth_mb
         self._counts = _no_counts()
+        self._asked = 0  # resets and steps of the batch under way
+        self._faults = 0  # in it
         self._folder = PrivateFolder("games")
         # Linux ends a child with the thread that started it: this one lives as long as this object.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="environment-hosts")
@@ -71,8 +76,9 @@ class ProcessEnvironments:
     def reset(self, seeds: Sequence[int]) -> list[StepResult]:
         """See `interfaces.Environments`. Raises EpisodeError where a game cannot be built or started."""
         start = time.perf_counter()
-        self._recycle_hosts()
         self._assignment.deal([self._first_seed(seed) for seed in seeds])
+        self._recycle_hosts()
+        self._asked, self._faults = len(seeds), 0
         self._answer(range(len(seeds)))
         self._counts["env/wait_seconds"] += time.perf_counter() - start
         return [slot.results[0] for slot in self._assignment.slots]
@@ -80,10 +86,13 @@ class ProcessEnvironments:
     def step(self, actions: Mapping[int, str]) -> dict[int, StepResult]:
         """See `interfaces.Environments`.
 
-        Raises EpisodeError where a step failed `max_retries` + 1 times, where an environment broke its contract, and
-        where a game that was played again went another way. After an error only `reset` and `close` are of use.
+        Raises EpisodeError where a step failed `max_retries` + 1 times, or one that was answered before 2 `max_retries`
+        + 1 times in a row; where there were more faults in the batch than `max_retries` a step; where an environment
+        broke its contract, and where a game that was played again went another way. After an error only `reset` and
+        `close` are of use.
         """
         start = time.perf_counter()
+        self._asked += len(actions)
         for number, action in actions.items():
             self._assignment.slots[number].ask(action)
         played = self._answer(actions)
@@ -198,16 +207,14 @@ class ProcessEnvironments:
         request = host.queue[0]
         try:
             kind, content = host.channel.receive(host.deadline)
-        except TimeoutError:
-            self._fault("hang", request, host.lateness())
+        except (EOFError, OSError) as end:
+            late = isinstance(end, TimeoutError)
+            self._fault("hang" if late else "exit", request, host.lateness() if late else host.ending())
             waiting.update(self._lose(index))
-            return
-        except (EOFError, OSError):
-            self._fault("exit", request, host.ending())
-            waiting.update(self._lose(index))
+            self._split(index)
             return
         if kind == "failed":
-            raise EpisodeError(f"{self._asked(request)}: {content}")
+            raise EpisodeError(f"{self._named(request)}: {content}")
         if kind == "built":
             host.built.add(request.slot.game.number)
         elif kind == "raised":
@@ -223,19 +230,20 @@ class ProcessEnvironments:
             self._take(request, content)
             if request.is_done():
                 host.queue.popleft()
-                request.slot.faults = 0
+                request.slot.faults.clear()
         host.expect()
 
     def _take(self, request: Request, result: StepResult) -> None:
         """Keeps a slot's next result; of a game on its way there, compares it with what was answered before."""
         slot, known = request.slot, request.known
+        slot.faults.pop(request.asked, None)
         if known is not None:
             changed = difference(known, result)
             if not changed and not request.route.own and known.state.key != result.state.key:
                 changed = f"the key {known.state.key!r}, and then {result.state.key!r}"
             if changed:
                 raise EpisodeError(
-                    f"{self._asked(request)}: the environment is not deterministic and cannot be replayed: for equal "
+                    f"{self._named(request)}: the environment is not deterministic and cannot be replayed: for equal "
                     f"seeds and actions, or for equal state keys and actions, it answered {changed}."
                 )
         else:
@@ -249,15 +257,26 @@ class ProcessEnvironments:
         request.answered += 1
 
     def _fault(self, fault: Fault, request: Request, what: str) -> None:
-        """Counts one retry of the slot's step; raises EpisodeError where there were too many."""
-        slot = request.slot
-        if slot.faults == self._settings.max_retries:
-            tries = "once" if slot.faults == 0 else f"{slot.faults + 1} times, the last time"
-            raise EpisodeError(f"{self._asked(request)} failed {tries}: {what}")
-        slot.faults += 1
+        """Counts one retry of the step that failed; raises EpisodeError where there were too many.
+
+        A step that was answered before can be: it has twice the retries, on the way to a next result whose own stay
+        untouched. A game that fails everywhere ends with the budget that all steps of the batch have together.
+        """
+        retries, faults = self._settings.max_retries, request.slot.faults
+        failed = faults[request.asked] = faults.get(request.asked, 0) + 1
+        if failed > (retries if request.known is None else 2 * retries):
+            tries = "once" if failed == 1 else f"{failed} times, the last time"
+            raise EpisodeError(f"{self._named(request)} failed {tries}: {what}")
+        self._faults += 1
+        if self._faults > retries * self._asked:
+            raise EpisodeError(
+                f"{self._named(request)} failed: {what} That is fault {self._faults} in {self._asked} resets and steps, "
+                f"of which each may be tried again {retries} times (environment.max_retries): the environment fails too "
+                "often to be played."
+            )
         self._counts[f"env/retries_{fault}"] += 1
 
-    def _asked(self, request: Request) -> str:
+    def _named(self, request: Request) -> str:
         """What a game was asked, for messages."""
         return f"environment `{self._settings.name}`, {request.what()}"
 
@@ -276,8 +295,18 @@ class ProcessEnvironments:
         self._hosts[index] = None
         return [request.slot.number for request in host.queue]
 
+    def _split(self, index: int) -> None:
+        """Spreads the games of a lost host over two."""
+        self._assignment.split(index)
+        while len(self._hosts) < self._assignment.processes:
+            self._hosts.append(None)
+
     def _recycle_hosts(self) -> None:
-        """Replaces the processes that have played long enough or have grown too much."""
+        """Replaces the processes that have played long enough or have grown too much, and ends those in excess."""
+        while len(self._hosts) > self._assignment.processes:
+            excess = self._hosts.pop()
+            if excess is not None:
+                excess.stop()
         for index, host in enumerate(self._hosts):
             if host is None:
                 continue

@@ -11,6 +11,9 @@ from rayrlhf.environments.memo import Transition, TransitionMemo
 from rayrlhf.errors import EpisodeError
 from rayrlhf.types import StepResult
 
+Asked = int | tuple[str | None, str]
+"""What tells one step from others: its number in the episode; on a remembered way the action and the key it leads to."""
+
 _RESET_COST = 3  # in steps: one of TextWorld's coin collector takes about two, and a way without one is preferred
 
 
@@ -18,7 +21,8 @@ _RESET_COST = 3  # in steps: one of TextWorld's coin collector takes about two, 
 class RealGame:
     """One game in a process, and where it stands."""
 
-    number: int  # in its process
+    number: int  # no other game of the batch has it
+    process: int  # where it is played, by number
     actions: list[str] | None = None  # all since its last reset; None: nothing but a reset can be asked of it
     key: str = ""  # of the state it stands at; "" where that says none
     owner: int | None = None  # the slot that it played for last; None: it has to be reset
@@ -63,7 +67,7 @@ class Slot:
     game: RealGame  # that plays for it
     actions: list[str] = field(default_factory=list)
     results: list[StepResult] = field(default_factory=list)  # of the reset, then of each action
-    faults: int = 0  # of the request under way
+    faults: dict[Asked, int] = field(default_factory=dict)  # of each step on the way to the next result, in a row
     detour_cost: int = 0  # what it has cost to reset a game that stood where another slot had it, in steps
 
     def ask(self, action: str) -> None:
@@ -126,6 +130,12 @@ class Request:
         """What the next answer has to be; None: it is the slot's next result."""
         return self.route.known[self.answered] if self.answered < len(self.route.known) else None
 
+    @property
+    def asked(self) -> Asked:
+        """Which step the next answer is to."""
+        known = self.known
+        return self._step() if known is None or self.route.own else (self.action, known.state.key)
+
     def is_done(self) -> bool:
         return self.answered > len(self.route.known)
 
@@ -133,7 +143,11 @@ class Request:
         """The seed, and the action that the next answer is to, for messages."""
         if self.action is None:
             return f"seed {self.slot.seed}"
-        left = len(self.route.known) - self.answered  # before the slot's own next step
-        step = len(self.slot.actions)
-        place = f"step {step - left}" if self.route.own or left == 0 else f"on a remembered way to step {step}"
+        remembered = self.known is not None and not self.route.own
+        place = f"on a remembered way to step {len(self.slot.actions)}" if remembered else f"step {self._step()}"
         return f"seed {self.slot.seed}, {place}, action {self.action!r}"
+
+    def _step(self) -> int:
+        """Number of the step that the next answer is to, 0 for the reset, on the slot's own way or at its end."""
+        left = len(self.route.known) - self.answered  # before the slot's own next step
+        return len(self.slot.actions) - left

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
+
+from rayrlhf.terminal_output import plain_console
 
 
 def make_games_command(
@@ -43,4 +44,4 @@ def make_games_command(
     wanted = game_kind(kind, **{name: value for name, value in given.items() if value is not None})
     make_all(wanted, games, held_out, processes)
     text = f"{games} games to train on and {held_out} held-out ones are in {games_folder(wanted)}"
-    Console(highlight=False).print(Text(text), soft_wrap=True)
+    plain_console(highlight=False).print(Text(text), soft_wrap=True)

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayrlhf.errors import EpisodeError
 from rayrlhf.games import text as game_text
+from rayrlhf.games.game_data import blamed, read_game
 from rayrlhf.games.making import require_textworld
-from rayrlhf.games.progress import Progress, Walkthrough, walkthrough
+from rayrlhf.games.progress import Progress, Walkthrough, check_beginning, walkthrough
 from rayrlhf.types import GameState
 
 _MAX_SEED = 2**31 - 1
-_HEADER_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +68,19 @@ class Interpreter:
         """The first text of a game. seed: of the random numbers that a game draws; TextWorld's draw none.
 
         Raises:
-            EpisodeError: the file is missing, or no game that can be played.
+            EpisodeError: the file is missing, damaged or no game that can be played, or the game begins with its end.
         """
-        if self._game is None or self._game.path != path:
-            self._game = self._open(path)
-        self._environment.seed(1 if self._game.generated else seed % _MAX_SEED + 1)  # 0 would stand for the clock
-        answer = self._environment.reset()
-        self._place, self._commands, self._asked = 0, [], []
-        if self._game.generated:
-            self._game.progress.restart(answer["_facts"])
-        self._objects = self._read_objects(self._game)
-        return self._shown(self._game, answer, valid=True)
+        with blamed(path):
+            if self._game is None or self._game.path != path:
+                self._game = self._open(path)
+            self._environment.seed(1 if self._game.generated else seed % _MAX_SEED + 1)  # 0 would stand for the clock
+            answer = self._environment.reset()
+            self._place, self._commands, self._asked = 0, [], []
+            if self._game.generated:
+                self._game.progress.restart(answer["_facts"])
+                check_beginning(path.with_suffix(".json"), self._game.progress)
+            self._objects = self._read_objects(self._game)
+            return self._shown(self._game, answer, valid=True)
 
     def play(self, command: str) -> Shown:
         """The game's answer to a command, which must be one that `game_text.command` let through."""
@@ -87,15 +88,16 @@ class Interpreter:
         if game is None:
             raise RuntimeError("start() comes before play()")
         before = game.progress.digest, self._objects
-        answer, _, _ = self._environment.step(command)
-        if game.generated:
-            game.progress.update(answer["_facts"])
-        self._objects = self._read_objects(game)
-        changed = (game.progress.digest, self._objects) != before
-        self._commands.append(command)
-        self._asked = [*self._asked, command] if game_text.asks(answer.feedback) else []
-        self._place = game.walkthrough.place_after(command, self._place, changed, game.progress.digest)
-        return self._shown(game, answer, valid=changed or command in self._state.commands)
+        with blamed(game.path):
+            answer, _, _ = self._environment.step(command)
+            if game.generated:
+                game.progress.update(answer["_facts"])
+            self._objects = self._read_objects(game)
+            changed = (game.progress.digest, self._objects) != before
+            self._commands.append(command)
+            self._asked = [*self._asked, command] if game_text.asks(answer.feedback) else []
+            self._place = game.walkthrough.place_after(command, self._place, changed, game.progress.digest)
+            return self._shown(game, answer, valid=changed or command in self._state.commands)
 
     @property
     def facts(self) -> list[Any]:
@@ -111,13 +113,11 @@ class Interpreter:
     def _open(self, path: Path) -> _Game:
         from textworld.envs import TWInform7
 
-        if not path.is_file():
-            raise EpisodeError(f"there is no game file {path}")
-        content = path.read_bytes()
-        if len(content) < _HEADER_BYTES or not 1 <= content[0] <= 8:  # the interpreter would take the process with it
-            raise EpisodeError(f"{path} is no game of the Z-machine: it does not begin with a version of 1 to 8")
+        content = read_game(path)
         generated = TWInform7.compatible(str(path))
-        if self._game is not None and generated == self._game.generated:
+        way = walkthrough(path.with_suffix(".json")) if generated else Walkthrough((), {})
+        known, self._game = self._game, None  # should this one not open
+        if known is not None and generated == known.generated:
             self._jericho.close()  # frees the game before: `load` would leave it there,
             self._jericho._cache.clear()  # and the bytes of its file too
             self._environment.load(str(path))
@@ -128,7 +128,7 @@ class Interpreter:
             path=path,
             identity=hashlib.blake2b(content, digest_size=8).hexdigest(),
             generated=generated,
-            walkthrough=walkthrough(path.with_suffix(".json")) if generated else Walkthrough((), {}),
+            walkthrough=way,
             progress=Progress(self._environment._game.quests if generated else ()),
         )
 

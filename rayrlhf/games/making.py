@@ -24,11 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rayrlhf.errors import EpisodeError, InstallationError
 from rayrlhf.games.kinds import GameKind
+from rayrlhf.python_path import safe_python_path
+from rayrlhf.terminal_output import plain_console
 from rayrlhf.types import Split
 
 FIRST_SEED: dict[Split, int] = {"train": 1_000_000, "held_out": 2_000_000}
@@ -123,7 +124,7 @@ def make_all(kind: GameKind, games: int, held_out_games: int, processes: int) ->
 
     Raises as `make_games` does.
     """
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"making {kind.name} games", total=games + held_out_games)
@@ -138,7 +139,8 @@ def _each_made(make: Callable[[int], Path], numbers: Sequence[int], processes: i
         yield from map(make, numbers)
         return
     # Spawned: a fork would copy the threads' locks of a driver that has started Ray and torch.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with safe_python_path(), ProcessPoolExecutor(processes, context) as pool:
         try:
             yield from pool.map(make, numbers)
         except BrokenProcessPool as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import EpisodeError
+from rayrlhf.games.game_data import blamed, load_game
 
 _GAP = 5  # columns between two rooms
 _DOORS = {"open": "/", "closed": "+", "locked": "#"}
@@ -43,10 +44,9 @@ def world_map(game_file: Path, facts: Collection[Any] = ()) -> WorldMap:
     facts: of its logic, as they hold now; without them, as they are when the game begins.
 
     Raises:
-        EpisodeError: there is no .json beside the file, as with other games than TextWorld's.
+        EpisodeError: there is no .json beside the file, as with other games than TextWorld's, or it is damaged.
     """
     from textworld.generator import World
-    from textworld.generator.game import Game
     from textworld.render import load_state
 
     description = game_file.with_suffix(".json")
@@ -54,16 +54,17 @@ def world_map(game_file: Path, facts: Collection[Any] = ()) -> WorldMap:
         raise EpisodeError(
             f"{game_file.name} has no map: only TextWorld's own games have one, in the .json beside them"
         )
-    game = Game.load(str(description))
-    now = World.from_facts(list(facts), game.kb) if facts else game.world
-    # The grid grows from the player's room: from the one where the game begins, so that the map stays as it is.
-    rooms = load_state(game.world, dict(game.infos))["rooms"]
-    ways = load_state(now, dict(game.infos))["connections"]
-    return WorldMap(
-        tuple(Room(room["name"], int(room["position"][0]), int(room["position"][1])) for room in rooms),
-        tuple({_way(way["src"], way["dest"], way["door"]): None for way in ways}),  # each is listed from both ends
-        game.infos[now.player_room.name].name,
-    )
+    game = load_game(description)
+    with blamed(description):
+        now = World.from_facts(list(facts), game.kb) if facts else game.world
+        # The grid grows from the player's room: from the one where the game begins, so that the map stays as it is.
+        rooms = load_state(game.world, dict(game.infos))["rooms"]
+        ways = load_state(now, dict(game.infos))["connections"]
+        return WorldMap(
+            tuple(Room(room["name"], int(room["position"][0]), int(room["position"][1])) for room in rooms),
+            tuple({_way(way["src"], way["dest"], way["door"]): None for way in ways}),  # each is listed from both ends
+            game.infos[now.player_room.name].name,
+        )
 
 
 def _way(start: str, end: str, door: Any) -> Way:

@@ -9,6 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rayrlhf.errors import EpisodeError
+from rayrlhf.games.game_data import blamed, load_game, read_game
+
 Event = tuple[int, int]
 """Number of a quest of the game, and of an event among those that complete the quest or make it fail."""
 
@@ -42,9 +45,10 @@ class Progress:
 
     def __init__(self, quests: Iterable[Any]) -> None:
         """Takes the quests of TextWorld's Game."""
+        self._quests = tuple(quests)
         self._conditions: dict[Event, frozenset[Any]] = {
             (number, index): frozenset(event.condition.preconditions)
-            for number, quest in enumerate(quests)
+            for number, quest in enumerate(self._quests)
             for index, event in enumerate((*quest.win_events, *quest.fail_events))
         }
         self._names: dict[Any, str] = {}  # of facts: to write one takes TextWorld longer than all else here
@@ -63,19 +67,57 @@ class Progress:
         text = "\n".join(sorted(self._name(fact) for fact in held)) + f"\n{sorted(self._came_true)}"
         self.digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
 
+    def is_over(self) -> bool:
+        """Whether the game has ended: a quest has failed, or all are completed, those that are optional left out."""
+        came = [(quest, *self._came(number, quest)) for number, quest in enumerate(self._quests) if not quest.optional]
+        completed = [won for quest, won, _ in came if quest.win_events]
+        return any(lost for _, _, lost in came) or (bool(completed) and all(completed))
+
+    def _came(self, number: int, quest: Any) -> tuple[bool, bool]:
+        """Whether a quest was completed, and whether it failed."""
+        wins = len(quest.win_events)
+        came_true = [(number, index) in self._came_true for index in range(wins + len(quest.fail_events))]
+        return any(came_true[:wins]), any(came_true[wins:])
+
     def _name(self, fact: Any) -> str:
         if fact not in self._names:
             self._names[fact] = str(fact)
         return self._names[fact]
 
 
+def check_beginning(game_json: Path, progress: Progress) -> None:
+    """Raises EpisodeError for a game that is over before the first command: it would take no command, and never end."""
+    if progress.is_over():
+        raise EpisodeError(
+            f"{game_json} is a game that is over before the first command: its quest is fulfilled, or has failed, where "
+            "it begins. Leave it out, or make it with another quest."
+        )
+
+
+def check_game(path: Path) -> None:
+    """Raises EpisodeError, naming the file, for a game file that cannot be played; opens no interpreter."""
+    read_game(path)
+    description = path.with_suffix(".json")
+    if path.suffix == ".z8" and description.is_file():
+        game = load_game(description)
+        with blamed(description):
+            progress = Progress(game.quests)
+            progress.restart(game.world.facts)
+        check_beginning(description, progress)
+
+
 @lru_cache(maxsize=4096)
 def walkthrough(game_json: Path) -> Walkthrough:
     """The way that TextWorld's maker knew, followed through the game's logic; without commands where it knew none."""
-    from textworld.generator.game import Game, GameProgression
+    game = load_game(game_json)
+    with blamed(game_json):
+        return _followed(game)
+
+
+def _followed(game: Any) -> Walkthrough:
+    from textworld.generator.game import GameProgression
     from textworld.generator.inform7 import Inform7Game
 
-    game = Game.load(str(game_json))
     commands = tuple(game.walkthrough or ())
     texts, logic, progress = Inform7Game(game), GameProgression(game, track_quests=False), Progress(game.quests)
     progress.restart(logic.state.facts)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rich.console import Console
 
 from rayrlhf.agent_text import make_prompter
 from rayrlhf.config import ModelConfig
@@ -26,13 +24,16 @@ from rayrlhf.play.setting import Setting, find_setting
 from rayrlhf.play.terminal import Person, Screen, Watcher, keyboard
 from rayrlhf.play.transcripts import Header, PlayedTurn, read_transcript
 from rayrlhf.policy import (
-    check_vocabulary,
+    check_policy,
     context_length,
+    end_ids,
     load_policy,
     load_tokenizer,
     resolve_model,
     vocabulary_fingerprint,
 )
+from rayrlhf.terminal_output import plain_console
+from rayrlhf.trust import NOBODY, Trust, code_of_environment
 from rayrlhf.types import IntArray
 from rayrlhf.value import load_value
 
@@ -55,6 +56,7 @@ class PlayOptions:
     greedy: bool
     save: Path | None
     exports: Exports
+    trust: Trust = NOBODY
 
     def check(self) -> None:
         """Raises UserError for what does not go together, and for files that are there already."""
@@ -82,12 +84,12 @@ class Seat:
 def play(options: PlayOptions) -> None:
     """Plays until the player leaves, Ctrl-C included, and writes the files that were asked for. Raises UserError."""
     options.check()
-    setting = find_setting(options.source, options.game, "held_out" if options.held_out else "train")
+    setting = find_setting(options.source, options.game, "held_out" if options.held_out else "train", options.trust)
     if options.temperature is not None:
         setting = replace(setting, sampling=replace(setting.sampling, temperature=options.temperature))
     seat = take_seat(setting, with_policy=not options.human)
     transcript = TranscriptFile(header_of(setting, seat, options.seed), options.save)
-    console = plain_console()
+    console = plain_console(highlight=False, markup=False, emoji=False)
     screen = Screen(console, setting.title)
     player: Decider
     if options.watch:
@@ -102,11 +104,12 @@ def play(options: PlayOptions) -> None:
         console.print(line, soft_wrap=True)
 
 
-def play_again(file: Path, exports: Exports) -> bool:
+def play_again(file: Path, exports: Exports, trust: Trust = NOBODY) -> bool:
     """Plays a transcript again and prints whether it leads to the same states; returns that. Raises UserError."""
     exports.check()
     transcript = read_transcript(file)
-    header, console = transcript.header, plain_console()
+    header, console = transcript.header, plain_console(highlight=False, markup=False, emoji=False)
+    trust.require(file, code_of_environment(header.environment))
     settings = EnvironmentSettings(header.environment, header.parameters, header.split)
     with contextlib.closing(open_environments(settings)) as environments:
         difference = first_difference(transcript, environments)
@@ -151,17 +154,16 @@ def take_seat(setting: Setting, with_policy: bool) -> Seat:
         return Seat(CodePointPrompter(), from_code_points, "code points", None)
     tokenizer = load_tokenizer(model)
     context, sampling = context_length(model), setting.sampling
-    prompter = make_prompter(setting.agent, tokenizer, (), context, sampling.max_new_tokens)
+    ends = end_ids(model, tokenizer)
+    prompter = make_prompter(setting.agent, tokenizer, (), context, sampling.max_new_tokens, ends)
     policy = None
     if with_policy:
         network = load_policy(model)
-        check_vocabulary(model, network, tokenizer)
+        check_policy(model, network, tokenizer)
         folder = value_folder(model)
         value = load_value(folder, network) if folder.is_dir() else None
-        policy = PlayPolicy(
-            network, int(tokenizer.eos_token_id), prompter, setting.agent, sampling, value, setting.response
-        )
-    return Seat(prompter, text_maker(tokenizer), vocabulary_fingerprint(tokenizer), policy)
+        policy = PlayPolicy(network, ends, prompter, setting.agent, sampling, value, setting.response)
+    return Seat(prompter, text_maker(tokenizer, ends), vocabulary_fingerprint(tokenizer), policy)
 
 
 def value_folder(model: ModelConfig) -> Path:
@@ -169,13 +171,13 @@ def value_folder(model: ModelConfig) -> Path:
     return Path(resolve_model(model.path)).parent / "value"
 
 
-def text_maker(tokenizer: PreTrainedTokenizerBase) -> Callable[[IntArray], str]:
-    """Ids as text with special tokens, but without an EOS at the end and the BOS that the tokenizer adds by itself."""
+def text_maker(tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> Callable[[IntArray], str]:
+    """Ids as text with special tokens, but without an end at their end and the BOS that the tokenizer adds by itself."""
     adds_bos = list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]
 
     def text_of(ids: IntArray) -> str:
         kept = ids.tolist()
-        if kept and kept[-1] == tokenizer.eos_token_id:
+        if kept and kept[-1] in (tokenizer.eos_token_id, *ends):
             kept = kept[:-1]
         if adds_bos and kept[:1] == [tokenizer.bos_token_id]:
             kept = kept[1:]
@@ -195,8 +197,3 @@ def header_of(setting: Setting, seat: Seat, seed: int) -> Header:
         seed=seed,
         agent=setting.agent.model_dump(),
     )
-
-
-def plain_console() -> Console:
-    """A console that takes text as it is."""
-    return Console(highlight=False, markup=False, emoji=False)

@@ -5,6 +5,7 @@ All come from the actor and the prompter of training, so that what is shown is w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +35,7 @@ class PlayPolicy:
     def __init__(
         self,
         model: nn.Module,
-        eos_token_id: int,
+        ends: Sequence[int],
         prompter: Prompter,
         agent: AgentConfig,
         sampling: SamplingSettings,
@@ -42,13 +43,13 @@ class PlayPolicy:
         response: ResponseConfig = NO_RULES,
     ):
         self._model = model
-        self._eos_token_id = eos_token_id
+        self._ends = tuple(ends)
         self._prompter = prompter
         self._agent = agent
         self._sampling = sampling
         self._value = value
         self._response = response
-        sampler = TransformersSampler(model, eos_token_id, sampling)
+        sampler = TransformersSampler(model, self._ends, sampling)
         self._actor = make_actor(agent.actions, sampler, prompter, agent.stop_at_sentence, response)
 
     @property
@@ -58,9 +59,7 @@ class PlayPolicy:
     def at(self, temperature: float) -> PlayPolicy:
         """The same policy at another temperature."""
         sampling = replace(self._sampling, temperature=temperature)
-        return PlayPolicy(
-            self._model, self._eos_token_id, self._prompter, self._agent, sampling, self._value, self._response
-        )
+        return PlayPolicy(self._model, self._ends, self._prompter, self._agent, sampling, self._value, self._response)
 
     def reset(self) -> None:
         """Due before each game."""
@@ -90,6 +89,6 @@ class PlayPolicy:
     def _value_of(self, situation: Situation) -> float | None:
         if self._value is None:
             return None
-        query = ValueQuery(np.append(situation.prompt_ids, self._eos_token_id), len(situation.prompt_ids))
+        query = ValueQuery(np.append(situation.prompt_ids, self._ends[0]), len(situation.prompt_ids))
         [values] = query_values(self._value, [query])
         return float(values[0])

@@ -28,6 +28,7 @@ from rayrlhf.play.decisions import Decision, View
 from rayrlhf.play.setting import find_setting
 from rayrlhf.play.terminal import PROMPT, Person, Screen
 from rayrlhf.play.transcripts import PlayedTurn
+from rayrlhf.terminal_output import plain_console
 
 DEMO = ("", "m", "2", "u", "h", "", "a 8", "q")
 """What is typed: a move of the policy, the map, a move of one's own, its undoing, a hint, then the policy plays on."""
@@ -59,7 +60,7 @@ class Film:
 
     def __init__(self) -> None:
         self._output = io.StringIO()
-        self.console = Console(
+        self.console = plain_console(
             file=self._output,
             force_terminal=True,
             color_system="standard",

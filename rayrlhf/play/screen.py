@@ -5,7 +5,6 @@ A game's text is a stranger's: control characters in it are shown, never sent to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,19 +12,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rayrlhf.files import printable
 from rayrlhf.play.decisions import View
 from rayrlhf.play.transcripts import PlayedTurn
-from rayrlhf.prompt_formats import written
 
 BAR = 24  # characters of a probability of 1
 BLOCK, PLAIN = "━", "#"
 """What bars are made of, where a terminal can show it and where only text is sure."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """The text with U+FFFD for control characters, other than ends of lines, and for lone surrogates."""
-    return _CONTROL.sub("\ufffd", written(text)).replace("\t", " ")
 
 
 def numbered(view: View) -> list[str]:

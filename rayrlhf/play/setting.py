@@ -14,6 +14,7 @@ from rayrlhf.errors import UserError
 from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.trust import NOBODY, Trust, code_of_environment, trusted_model
 from rayrlhf.types import Split
 
 MAX_TURNS = 1000  # of a game file that no run limits
@@ -34,24 +35,27 @@ class Setting:
     response: ResponseConfig = NO_RULES
 
 
-def find_setting(source: str | None, game: Path | None, split: Split) -> Setting:
+def find_setting(source: str | None, game: Path | None, split: Split, trust: Trust = NOBODY) -> Setting:
     """The setting of a run's folder, or of a model's name or none together with a game file.
 
     Raises:
         UserError: there is nothing to play, or what there is, is no game.
         CheckpointError: the run has no checkpoint.
+        UntrustedCodeError: the run's config names an environment that nobody trusts.
     """
     folder = None if source is None else Path(source)
     if folder is not None and ((folder / "config.yaml").is_file() or (folder / "checkpoints").is_dir()):
-        setting = of_run(folder, split)
+        setting = of_run(folder, split, trust)
     elif game is None:
         raise UserError(f"play {source or '--human'}: this is no run's folder, so name what to play: --game FILE.z8")
     else:
-        model = None if source is None else ModelConfig(path=source)
+        model = None if source is None else trusted_model(ModelConfig(path=source), source, trust)
         textworld = EnvironmentSettings("textworld", split=split)
         setting = Setting("", textworld, MAX_TURNS, model, AgentConfig(), SamplingSettings(MAX_NEW_TOKENS))
     if game is not None:
         setting = replace(setting, title=game.name, environment=with_game(setting.environment, game))
+    elif source is not None:
+        trust.require(source, code_of_environment(setting.environment.name))
     if takes_prompts(setting.environment.name):
         raise UserError(
             f"play {source}: the run's environment {setting.environment.name} is no game but single prompts: "
@@ -61,13 +65,11 @@ def find_setting(source: str | None, game: Path | None, split: Split) -> Setting
     return setting
 
 
-def of_run(folder: Path, split: Split) -> Setting:
+def of_run(folder: Path, split: Split, trust: Trust) -> Setting:
     """The run's own game, with its latest checkpoint and its way of seeing and acting."""
     config = RunFolder.open(folder).read_config()
     environment, rollout = config.environment, config.rollout
-    model = ModelConfig(
-        path=str(newest_model(folder / "checkpoints")), trust_remote_code=config.model.trust_remote_code
-    )
+    model = trusted_model(ModelConfig(path=str(newest_model(folder / "checkpoints"))), folder, trust)
     return Setting(
         title=_title(environment.name, environment.parameters),
         environment=EnvironmentSettings.of(environment, split),

@@ -13,10 +13,11 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from rayrlhf.errors import UserError
+from rayrlhf.files import printable
 from rayrlhf.games.lookup import GameLookup
 from rayrlhf.play.decisions import Decision, PolicyMove, Quit, View
 from rayrlhf.play.keys import KEYS, Autoplay, Save, Show, read_typed
-from rayrlhf.play.screen import BLOCK, PLAIN, move_line, numbered, printable, solution_line, state_screen
+from rayrlhf.play.screen import BLOCK, PLAIN, move_line, numbered, solution_line, state_screen
 from rayrlhf.play.transcripts import PlayedTurn
 
 PROMPT = "> "

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from rayrlhf.errors import UserError
-from rayrlhf.files import replace_file
+from rayrlhf.files import Damage, json_value, read_text, replace_file, typed_value
 from rayrlhf.types import Split
 
 SCHEMA = 1  # of the lines; raised when an older reader could not read a newer transcript
@@ -120,10 +120,9 @@ def write_transcript(path: Path, transcript: Transcript) -> None:
 
 def read_transcript(path: Path) -> Transcript:
     """Raises TranscriptError that names the line at fault."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TranscriptError(f"transcript {path} cannot be read: {error}") from error
+    lines = read_text(path, TranscriptError).split("\n")  # a line may hold any other break
+    if lines[-1] == "":
+        lines.pop()
     if not lines:
         raise TranscriptError(f"transcript {path} is empty")
     header = _parsed(Header, lines[0], f"{path}:1")
@@ -188,10 +187,6 @@ _Line = TypeVar("_Line", bound=Record)
 
 def _parsed(kind: type[_Line], line: str, place: str) -> _Line:
     try:
-        return kind.model_validate(json.loads(line))
-    except json.JSONDecodeError as error:
-        raise TranscriptError(f"{place} is no JSON ({error.msg}): it is no transcript of `rayrlhf play`") from error
-    except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(str(part) for part in fault["loc"]) or "the line"
-        raise TranscriptError(f"{place}: {field}: {fault['msg']}: it is no transcript of `rayrlhf play`") from error
+        return typed_value(kind, json_value(line))
+    except Damage as error:
+        raise TranscriptError(f"{place}: {error}: it is no transcript of `rayrlhf play`") from error

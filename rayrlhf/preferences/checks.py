@@ -15,7 +15,7 @@ from rayrlhf.preferences.check_config import ChecksConfig, CompressibilityConfig
 from rayrlhf.preferences.plugin_reference import load_callable
 from rayrlhf.preferences.records import Item
 from rayrlhf.preferences.text_command import run_on
-from rayrlhf.text_statistics import distinct_n, gzip_ratio
+from rayrlhf.text_statistics import distinct_n, gzip_ratio, words
 
 Check = Callable[[str], str | None]
 """A text -> why it is broken, or None where it is not."""
@@ -101,7 +101,7 @@ def repetition(n: int, most: float) -> Check:
     """Fails a text of which more than `most` of the word n-grams are repetitions of an earlier one."""
 
     def check(text: str) -> str | None:
-        repeated = 1 - distinct_n([text], n) if len(text.split()) >= n else 0.0
+        repeated = 1 - distinct_n([text], n) if len(words(text)) >= n else 0.0
         return f"repetition: {repeated:.0%} of its {n}-grams are repeated" if repeated > most else None
 
     return check

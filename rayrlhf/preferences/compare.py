@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import replace_file
+from rayrlhf.files import check_plain, parse_json, replace_file, typed
 from rayrlhf.intervals import Estimate
 from rayrlhf.preferences.compare_config import CompareConfig
 from rayrlhf.preferences.compare_samples import Samples, check_settings, paired
@@ -40,6 +40,15 @@ class ShownPair:
     items: tuple[Item, Item]
 
 
+@dataclass(frozen=True, slots=True)
+class _Meta:
+    """What the store keeps of the comparison as a whole."""
+
+    config: dict[str, Any]
+    notes: list[str]
+    pairs: list[tuple[str, str]]
+
+
 class BlindComparison:
     """The pairs of one comparison and their verdicts."""
 
@@ -51,19 +60,21 @@ class BlindComparison:
         """
         self.folder, self.config = folder, config
         folder.mkdir(parents=True, exist_ok=True)
+        check_plain(folder, ["results.json", "results.jsonl"])
         self._store = RatingStore(folder / STORE)
         try:
             if _META not in self._store.meta():
                 self._begin(collect)
-            meta = json.loads(self._store.meta()[_META])
-            self._check_same(meta["config"])
+            where = f"{self._store.path}: {_META}"
+            meta = typed(_Meta, parse_json(self._store.meta()[_META], where, PreferenceError), where, PreferenceError)
+            self._check_same(meta.config)
         except BaseException:
             self._store.close()
             raise
-        self.notes: tuple[str, ...] = tuple(meta["notes"])
+        self.notes: tuple[str, ...] = tuple(meta.notes)
         items = self._store.items()
         self.pairs = [
-            ShownPair(number, (items[first], items[second])) for number, (first, second) in enumerate(meta["pairs"])
+            ShownPair(number, (items[first], items[second])) for number, (first, second) in enumerate(meta.pairs)
         ]
 
     def __enter__(self) -> BlindComparison:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from rayrlhf.errors import RewardError, UserError
+from rayrlhf.terminal_output import plain_console, say
+from rayrlhf.trust_option import TrustOption
 
 
 def compare(
@@ -33,16 +35,20 @@ def compare(
     allow_unequal: Annotated[
         bool, typer.Option("--allow-unequal", help="Compare texts that were sampled with different settings too.")
     ] = False,
+    trust: TrustOption = None,
 ) -> None:
     """Compare two models blindly: you, or a reward, choose the better of two texts with the same prompt.
 
     Sides are drawn at random, and who wrote what is told at the end. Stop with x; the same command goes on.
     """
+    from functools import partial
+
     from rayrlhf.config import RewardPart
-    from rayrlhf.plugin_cli import console, parsed_parameters, say
+    from rayrlhf.plugin_cli import parsed_parameters
     from rayrlhf.preferences.compare import BlindComparison, judge_equal_texts, report
     from rayrlhf.preferences.compare_config import CompareConfig
     from rayrlhf.preferences.compare_samples import collect
+    from rayrlhf.trust import Trust
 
     if not 0 < temperature < float("inf"):
         raise UserError(f"--temperature must be a number above 0, not {temperature:g}")
@@ -53,7 +59,7 @@ def compare(
         a=a, b=b, samples=samples, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
         allow_unequal=allow_unequal, judge=judge, judge_parameters=parameters, margin=margin,
     )  # fmt: skip
-    with BlindComparison(output, config, collect) as comparison:
+    with BlindComparison(output, config, partial(collect, trust=Trust.of(trust))) as comparison:
         for note in comparison.notes:
             say(f"note: {note}")
         if equal := judge_equal_texts(comparison):
@@ -64,7 +70,7 @@ def compare(
                 from rayrlhf.preferences.terminal_keys import keys_of_standard_input
 
                 with keys_of_standard_input() as keys:
-                    judge_at_terminal(comparison, rater, console(), keys)
+                    judge_at_terminal(comparison, rater, plain_console(), keys)
             else:
                 from rayrlhf.preferences.compare_judge import judge_all
                 from rayrlhf.reward_process import RewardProcess

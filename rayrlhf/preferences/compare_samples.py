@@ -14,6 +14,7 @@ from rayrlhf.errors import PreferenceError
 from rayrlhf.preferences.compare_config import CompareConfig, SampledWith
 from rayrlhf.preferences.formats.json_rows import read_rows
 from rayrlhf.preferences.records import Item
+from rayrlhf.trust import NOBODY, Trust
 
 _SETTINGS = tuple(SampledWith.model_fields)
 
@@ -63,14 +64,16 @@ def read_samples(path: Path, name: str) -> Samples:
         raise PreferenceError(f"{path}: {fault['loc'][0]}: {fault['msg']}") from error
 
 
-def collect(config: CompareConfig) -> tuple[Samples, Samples]:
+def collect(config: CompareConfig, trust: Trust = NOBODY) -> tuple[Samples, Samples]:
     """The texts of both, from files or by sampling."""
     from rayrlhf.preferences.compare_sampling import common_setting, sample_model
 
     sources = (config.a, config.b)
     setting = common_setting([source for source in sources if not Path(source).is_file()], config)
     one, other = (
-        read_samples(Path(source), source) if Path(source).is_file() else sample_model(source, setting, config, stream)
+        read_samples(Path(source), source)
+        if Path(source).is_file()
+        else sample_model(source, setting, config, stream, trust)
         for stream, source in enumerate(sources)
     )
     return one, other

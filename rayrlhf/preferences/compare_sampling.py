@@ -16,6 +16,7 @@ from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.rollout import deal_specs
 from rayrlhf.sample_episodes import Sampled, sample_episodes
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.trust import NOBODY, Trust
 from rayrlhf.types import Trajectory
 
 _Config = TypeVar("_Config", PromptsConfig, ResponseConfig)
@@ -55,12 +56,12 @@ def _common(found: Sequence[tuple[str, _Config]], advice: str) -> _Config | None
     return found[0][1] if found else None
 
 
-def sample_model(source: str, setting: Setting, config: CompareConfig, stream: int) -> Samples:
+def sample_model(source: str, setting: Setting, config: CompareConfig, stream: int, trust: Trust = NOBODY) -> Samples:
     """`config.samples` texts, of each prompt in turn, so that both models have the same prompts.
 
     stream: 0 or 1. With the same random numbers two like models would write almost the same texts.
     """
-    model = find_model(source)[0]
+    model = find_model(source, trust)[0]
     sampled = Sampled(setting.prompts, SamplingSettings(config.max_new_tokens, config.temperature), setting.response)
     batches = deal_specs(2 * config.seed + stream, 0, config.samples, 1, config.samples)
     trajectories = sample_episodes(model, sampled, batches)

@@ -71,6 +71,7 @@ def check(
         labels, findings, left_out = _labels(file), list(_file_faults(file, fingerprint)), file.left_out
     tokenizer = options.tokenizer
     findings += _outside_vocabulary(labels, tokenizer)
+    findings += _empty(labels)
     findings += _repeated(labels)
     findings += _automatic(path, labels)
     findings += spelled_specials(labels, tokenizer)
@@ -142,6 +143,15 @@ def _outside_vocabulary(labels: Sequence[Label], tokenizer: PreTrainedTokenizerB
                 f"id {highest}; the tokenizer has {len(tokenizer)} tokens",
                 fault=True,
             )
+
+
+def _empty(labels: Sequence[Label]) -> Iterator[Finding]:
+    """Texts of no character, or of blanks alone: most often a field that was left out."""
+    for label in labels:
+        for number, item in enumerate(label.items):
+            if not item.text.strip() and not item.text_ids:
+                which = f"text {number + 1} of {len(label.items)}" if len(label.items) > 1 else "its text"
+                yield Finding("empty text", label.place, f"{which} is empty")
 
 
 def _repeated(labels: Sequence[Label]) -> Iterator[Finding]:

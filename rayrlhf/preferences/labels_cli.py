@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rayrlhf.terminal_output import say
+from rayrlhf.trust_option import TrustOption
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -45,6 +48,7 @@ def import_labels(
     skip_faulty: Annotated[
         bool, typer.Option("--skip-faulty", help="Import what is sound; without it, one faulty line stops all.")
     ] = False,
+    trust: TrustOption = None,
 ) -> None:
     """Take label files into a project's rating store. A file that is imported again adds nothing."""
     from rayrlhf.preferences.formats.content import ReadOptions
@@ -53,7 +57,7 @@ def import_labels(
     from rayrlhf.preferences.label_text import import_lines
     from rayrlhf.preferences.project import open_store
 
-    loaded = _loaded(tokenizer)
+    loaded = _loaded(tokenizer, trust)
     options = ReadOptions(loaded, without_text, pad_id, min_characters, separator, generator)
     read = [LabelFile(path, *read_file(path, options, format)) for path in files]
     if not skip_faulty:
@@ -61,7 +65,7 @@ def import_labels(
     with open_store(project, create=True) as store:
         for file in read:
             report = import_file(store, file, None if loaded is None else _fingerprint(loaded))
-            typer.echo("\n".join(import_lines(file, report)))
+            say("\n".join(import_lines(file, report)))
 
 
 @labels_app.command("export")
@@ -74,6 +78,7 @@ def export_labels(
     tokenizer: Annotated[
         str | None, typer.Option(help="openai_json: model whose tokenizer makes ids of texts that have none.")
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Write a project's labels to a file, and say what its format cannot hold."""
     from rayrlhf.errors import PreferenceError
@@ -94,9 +99,9 @@ def export_labels(
         content = Content(store.items(), history, store.meta())
     chosen = FORMATS[format]
     assert chosen.write is not None
-    export = chosen.write(content, _loaded(tokenizer))
+    export = chosen.write(content, _loaded(tokenizer, trust))
     replace_file(file, encode(export.rows, chosen.is_array))
-    typer.echo("\n".join(export_lines(file, export)))
+    say("\n".join(export_lines(file, export)))
 
 
 @labels_app.command("check")
@@ -107,27 +112,29 @@ def check_labels(
     rollouts: Annotated[
         Path | None, typer.Option(help="Run, or file of samples, that the labels should resemble.")
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Report counts, ties, sources and what is wrong, by file and line. Exit code 1 where there are faults."""
     from rayrlhf.preferences.formats.content import ReadOptions
     from rayrlhf.preferences.label_check import check
     from rayrlhf.preferences.label_text import check_lines
 
-    loaded = _loaded(tokenizer)
+    loaded = _loaded(tokenizer, trust)
     options = ReadOptions(loaded, without_text=loaded is None)
     report = check(file, options, format, rollouts, None if loaded is None else _fingerprint(loaded))
-    typer.echo("\n".join(check_lines(report)))
+    say("\n".join(check_lines(report)))
     if report.faults:
         raise typer.Exit(1)
 
 
-def _loaded(model: str | None) -> PreTrainedTokenizerBase | None:
+def _loaded(model: str | None, trust: list[str] | None) -> PreTrainedTokenizerBase | None:
     if model is None:
         return None
     from rayrlhf.config import ModelConfig
     from rayrlhf.policy import load_tokenizer
+    from rayrlhf.trust import Trust, trusted_model
 
-    return load_tokenizer(ModelConfig(path=model))
+    return load_tokenizer(trusted_model(ModelConfig(path=model), model, Trust.of(trust)))
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from rayrlhf.terminal_output import say
+from rayrlhf.trust_option import TrustOption
+
 
 def loop(
     project: Annotated[Path, typer.Argument(help="The project's folder; it is made where there is none.")],
@@ -27,13 +30,18 @@ def loop(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Stop where people have to rate, instead of waiting for them.")
     ] = False,
+    trust: TrustOption = None,
 ) -> None:
     """Go round: sample, check, rate, rank, train a reward model, optimise it. Stopped anywhere, it goes on there."""
     from rayrlhf.preferences.loop import run_loop
     from rayrlhf.preferences.project import ProjectConfig, load_project_config, settle_project
+    from rayrlhf.trust import Trust, code_of_project, remember, require_project
 
     if config is not None:
         settle_project(project, config)
+        remember(project, code_of_project(load_project_config(project)))  # a file of this person's own names it
     sections = ProjectConfig.model_fields
     words = [word if word.split(".")[0] in sections else f"loop.{word}" for word in overrides or []]
-    run_loop(project, load_project_config(project, words), wait=not no_wait, show=typer.echo)
+    settings = load_project_config(project, words)
+    require_project(project, code_of_project(settings), words, Trust.of(trust))
+    run_loop(project, settings, wait=not no_wait, show=say)

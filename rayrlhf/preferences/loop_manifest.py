@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import replace_file
+from rayrlhf.files import read_record, replace_file
 
 Stage = Literal["sample", "check", "rate", "rank", "reward_model", "optimise", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -63,7 +63,4 @@ def begun_rounds(project: Path) -> list[Round]:
 def _read(path: Path) -> dict[str, Entry]:
     if not path.is_file():
         return {}
-    try:
-        return {name: Entry(**entry) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise PreferenceError(f"{path} is damaged ({error}): move its round's folder away to make it again") from error
+    return read_record(path, dict[str, Entry], PreferenceError, "move its round's folder away to make it again")

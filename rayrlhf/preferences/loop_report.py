@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rayrlhf.charts import Series, line_chart
-from rayrlhf.files import replace_file
+from rayrlhf.errors import PreferenceError
+from rayrlhf.files import Count, Number, replace_file, typed
 from rayrlhf.preferences.auto_rating import cap_automatic, source_shares
-from rayrlhf.preferences.loop_manifest import Round, begun_rounds
+from rayrlhf.preferences.loop_manifest import MANIFEST, Round, begun_rounds
 from rayrlhf.preferences.project import ProjectConfig
 from rayrlhf.preferences.store import RatingStore
 from rayrlhf.report_page import page, text
@@ -50,28 +52,54 @@ def round_figures(round_: Round) -> Row:
     """One round in numbers, None where there is none to tell."""
     sample, rate, model = round_.made("sample"), round_.made("rate"), round_.made("reward_model")
     run, look = round_.made("optimise"), round_.made("evaluate")
-    held_out = model.get("accuracy") or {}
-    return {
+    held_out = model.get("accuracy")
+    told = {
         "round": round_.number,
-        "samples": sample["samples"],
-        "comparisons": rate["comparisons"],
+        "samples": sample.get("samples"),
+        "comparisons": rate.get("comparisons"),
         "ties": rate.get("ties"),
         "agreement": rate.get("agreement"),
-        "held_out_accuracy": held_out.get("share"),
+        "held_out_accuracy": held_out.get("share") if isinstance(held_out, dict) else None,
         "held_out_correlation": model.get("pearson"),
         "calibration_error": model.get("calibration_error"),
-        "run_reward": run["reward"],
-        "kl": run["kl"],
-        "reward": look["reward_mean"],
-        "diversity": look["distinct_2"],
+        "run_reward": run.get("reward"),
+        "kl": run.get("kl"),
+        "reward": look.get("reward_mean"),
+        "diversity": look.get("distinct_2"),
         "rule": look.get("rule_policy"),
         "rule_base": look.get("rule_base"),
         "rule_ratio": look.get("rule_ratio"),
         "rule_accuracy": look.get("accuracy_base"),
         "rule_accuracy_policy": look.get("accuracy_policy"),
         "seconds": {stage: entry.seconds for stage, entry in round_.entries.items()},
-        "texts": look["texts"],
+        "texts": look.get("texts"),
     }
+    return asdict(typed(_Figures, told, str(round_.folder / MANIFEST), PreferenceError))
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """A round in numbers, as its manifest tells them."""
+
+    round: Count
+    samples: Count
+    comparisons: Count
+    ties: Count | None
+    agreement: Number | None
+    held_out_accuracy: Number | None
+    held_out_correlation: Number | None
+    calibration_error: Number | None
+    run_reward: Number | None
+    kl: Number | None
+    reward: Number
+    diversity: Number | None
+    rule: Number | None
+    rule_base: Number | None
+    rule_ratio: Number | None
+    rule_accuracy: Number | None
+    rule_accuracy_policy: Number | None
+    seconds: dict[str, Number]
+    texts: list[str]
 
 
 def verdict(rows: Sequence[Row]) -> str:
@@ -85,10 +113,12 @@ def verdict(rows: Sequence[Row]) -> str:
     )
     told += f" at a KL of {last['kl']:.1f} nats." if last["kl"] is not None else "."
     if last["rule"] is not None:
-        told += (
-            f" The hidden rule's mean is {last['rule']:.4f}, {last['rule_ratio']:.2f} times the base's; without noise the "
-            f"reward model names the better of two unseen texts of the base in {last['rule_accuracy']:.1%} of untied pairs."
-        )
+        times = "" if last["rule_ratio"] is None else f", {last['rule_ratio']:.2f} times the base's"
+        told += f" The hidden rule's mean is {last['rule']:.4f}{times}; without noise the reward model "
+        if last["rule_accuracy"] is None:
+            told += "could not be held against it: it scores all pairs of unseen texts of the base alike."
+        else:
+            told += f"names the better of two unseen texts of the base in {last['rule_accuracy']:.1%} of untied pairs."
     return told
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.config_loading import load_config
-from rayrlhf.files import replace_file
+from rayrlhf.errors import PreferenceError
+from rayrlhf.files import read_record, replace_file
 from rayrlhf.policy import load_tokenizer, vocabulary_fingerprint
 from rayrlhf.preferences.auto_rating import auto_comparison
 from rayrlhf.preferences.checks import load_checks
@@ -115,9 +116,9 @@ class Stages:
         items = self._sampled(round_)
         wanted = self.loop.comparisons_per_round * (self.loop.rounds if self.loop.labels == "static" else 1)
         began = len(self._rated()) - len(self._rated_of(items))
-        figures: dict[str, float] = {}
+        figures: dict[str, float | None] = {}
         if self.loop.rater is not None:
-            figures = self._simulate(self.loop.rater, items, wanted, round_)
+            figures |= self._simulate(self.loop.rater, items, wanted, round_)
         else:
             self._wait_for_people(items, wanted, round_)
         rated = self._rated_of(items)
@@ -177,16 +178,18 @@ class Stages:
 
     def _by_the_rule(
         self, rater: SimulatedRaterConfig, scorer: RewardScorer, vocabulary: str, played: list[Trajectory]
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         """The hidden rule's mean, the base's, and the reward model's accuracy on untied pairs of held-out texts."""
         base = sample_task(self.task, self.task.model, self.loop.evaluation_samples, HELD_OUT_SEED - 1)
-        told: dict[str, float] = {}
+        told: dict[str, float | None] = {}
+        rule_means: dict[str, float] = {}
         for name, trajectories in (("base", base), ("policy", played)):
             items = [self._item(trajectory, self.task.model, None) for trajectory in trajectories]
             rule = rule_scores(items, rater.rule, rater.per_word)
-            told[f"rule_{name}"] = float(rule.mean())
+            rule_means[name] = float(rule.mean())
+            told[f"rule_{name}"] = rule_means[name]
             told[f"accuracy_{name}"], told[f"pairs_{name}"] = accuracy(scorer.score(trajectories, vocabulary), rule)
-        return {**told, "rule_ratio": told["rule_policy"] / told["rule_base"]}
+        return {**told, "rule_ratio": rule_means["policy"] / rule_means["base"] if rule_means["base"] else None}
 
     def _simulate(self, rater: SimulatedRaterConfig, items: list[Item], wanted: int, round_: Round) -> dict[str, float]:
         noise = self._noise(rater)
@@ -273,7 +276,8 @@ class Stages:
     def _sampled(self, round_: Round) -> list[Item]:
         """The round's samples, each text once."""
         items = self.store.items()
-        ids: list[str] = json.loads((round_.folder / SAMPLES).read_text())
+        remake = "move its round's folder away to make it again"
+        ids = read_record(round_.folder / SAMPLES, list[str], PreferenceError, remake)
         return [items[item] for item in dict.fromkeys(ids)]
 
     def _item(self, trajectory: Trajectory, model: ModelConfig, round_: Round | None) -> Item:
@@ -296,7 +300,7 @@ class Stages:
         from rayrlhf.checkpoint import newest_model
 
         folder = Round(self.project, number).folder / POLICY
-        return ModelConfig(path=str(newest_model(folder / "checkpoints")))
+        return self.task.model.model_copy(update={"path": str(newest_model(folder / "checkpoints")), "scratch": None})
 
     def _run_config(self, number: int, start: ModelConfig) -> RunConfig:
         round_ = Round(self.project, number)
@@ -314,10 +318,11 @@ class Stages:
         return self.loop.seed * 1000 + round_.number
 
 
-def accuracy(scores: np.ndarray, rule: np.ndarray) -> tuple[float, int]:
-    """Share of random untied pairs whose better text by the rule has the higher score, and how many pairs there were."""
+def accuracy(scores: np.ndarray, rule: np.ndarray) -> tuple[float | None, int]:
+    """Share of random untied pairs whose better text by the rule has the higher score (None where all are tied), and how
+    many pairs there were."""
     rng = np.random.default_rng(0)
     first, second = rng.integers(0, len(rule), (2, _JUDGED_PAIRS))
     untied = rule[first] != rule[second]
     better = (scores[first] > scores[second]) == (rule[first] > rule[second])
-    return float(better[untied].mean()), int(untied.sum())
+    return (float(better[untied].mean()) if untied.any() else None), int(untied.sum())

@@ -17,12 +17,11 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from rayrlhf.errors import PreferenceError, UserError
-from rayrlhf.files import printable
 from rayrlhf.preferences.page_guard import FRAME_HEADERS, PageGuard, allowed_hosts
 from rayrlhf.preferences.presenters import AUDIO_TYPES, Audio, Html, Presenter
 from rayrlhf.preferences.rating_session import LONGEST_NAME, VERDICTS, RatingSession, is_verdict, rater_name
+from rayrlhf.report_page import environment
 
-_LARGEST_FORM = 1 << 16  # bytes
 _STATIC = {"rate.css": "text/css", "rate.js": "text/javascript"}
 _WATCH_S = 0.25
 LINGER_S = 30.0  # the last verdict can be taken back for so long
@@ -31,11 +30,7 @@ _HERE = files(__package__)
 
 async def _form(request: Request) -> dict[str, str]:
     """The fields of a form that was sent; of several with one name the last."""
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > _LARGEST_FORM:
-            raise HTTPException(413)
+    body = await request.body()  # the guard has bounded it
     try:
         fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=16)
     except ValueError as error:
@@ -60,17 +55,10 @@ class Render(Protocol):
 
 def _renderer(**shared: object) -> Render:
     """shared: what all templates get."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "templates"),
-        autoescape=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # whatever a template writes
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = environment(jinja2.PackageLoader(__package__, "templates"))
 
     def render(request: Request, template: str, context: Mapping[str, object], status: int = 200) -> Response:
-        page = environment.get_template(template).render({**shared, **context, "nonce": request.state.nonce})
+        page = templates.get_template(template).render({**shared, **context, "nonce": request.state.nonce})
         return HTMLResponse(page, status)
 
     return render

@@ -6,12 +6,14 @@ cookie is SameSite=Strict.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
+import re
 import secrets
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -39,6 +41,12 @@ FRAME_HEADERS = {
 """For a document that a model wrote: no scripts, nothing from the network, no forms, an origin of its own."""
 
 
+LARGEST_BODY = 1 << 16  # bytes of a request, whether it says how many come or sends them in chunks
+_BODY_S = 20.0  # within which they have to come
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([0-9a-zA-Z._-]+))(?::(0|[1-9][0-9]{0,4}))?")
+"""A Host header: name or address, and the port as browsers write it."""
+
+
 def allowed_hosts(host: str, port: int) -> Callable[[str], bool]:
     """Whether a Host header is one under which the page is served at `host` and `port`.
 
@@ -47,13 +55,10 @@ def allowed_hosts(host: str, port: int) -> Callable[[str], bool]:
     loopback = {"127.0.0.1", "localhost", "::1"}
 
     def allowed(header: str) -> bool:
-        try:
-            parts = urlsplit(f"//{header}")
-            name, given = parts.hostname or "", parts.port or 80
-        except ValueError:
+        parts = _HOST.fullmatch(header)
+        if parts is None or int(parts[3] or 80) != port:
             return False
-        if parts.netloc != header or "@" in header or given != port:
-            return False
+        name = (parts[1] or parts[2]).lower()
         return name in loopback | {host} or (not is_loopback(host) and _is_address(name))
 
     return allowed
@@ -99,6 +104,12 @@ class PageGuard:
             await send(message)
 
         answer = self._answer(scope, Headers(scope=scope))
+        if answer is None:
+            body = await _read_body(receive)
+            if body is None:
+                answer = _refusal(413, f"A request holds at most {LARGEST_BODY} bytes, and comes at once.")
+            else:
+                receive = _once(body, receive)
         await (answer or self._app)(scope, receive, send_with_headers)
 
     def _answer(self, scope: Scope, headers: Headers) -> Response | None:
@@ -121,6 +132,31 @@ class PageGuard:
         return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token.encode())
 
 
+async def _read_body(receive: Receive) -> bytes | None:
+    """The body of a request; None where it is too large or too slow, and the rest of it is never read."""
+    body = b""
+    try:
+        async with asyncio.timeout(_BODY_S):
+            while len(body) <= LARGEST_BODY:
+                message = await receive()
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    return body if len(body) <= LARGEST_BODY else None
+    except TimeoutError:
+        pass
+    return None
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read, then what else comes: that the client has gone."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again
+
+
 def _cookie(headers: Headers, name: str) -> str:
     try:
         cookie = SimpleCookie(headers.get("cookie", "")).get(name)
@@ -130,4 +166,4 @@ def _cookie(headers: Headers, name: str) -> str:
 
 
 def _refusal(status: int, message: str) -> Response:
-    return PlainTextResponse(message + "\n", status)
+    return PlainTextResponse(message + "\n", status, {"Connection": "close"})  # what is left of the request goes unread

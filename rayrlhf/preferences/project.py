@@ -16,7 +16,7 @@ from rayrlhf.config_draft import Draft
 from rayrlhf.config_loading import checked
 from rayrlhf.config_section import Section
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import replace_file
+from rayrlhf.files import check_plain, replace_file
 from rayrlhf.preferences.check_config import ChecksConfig
 from rayrlhf.preferences.loop_config import LoopConfig
 from rayrlhf.preferences.pairing_config import PairingConfig
@@ -27,6 +27,8 @@ from rayrlhf.preferences.task_config import TaskConfig
 from rayrlhf.reward_models.config import RewardModelConfig
 
 CONFIG = "project.yaml"
+_FILES = ("report.html", "rounds.json")
+_OWN = (CONFIG, *_FILES, "ranking", "rounds", "reference")  # the store looks after its own
 
 
 class ProjectConfig(Section):
@@ -46,7 +48,9 @@ def load_project_config(folder: Path, overrides: Sequence[str] = ()) -> ProjectC
 
     Raises:
         ConfigError: with a line for each fault, all at once.
+        RunFolderError: something of the project's is a link.
     """
+    check_plain(folder, _OWN, _FILES)
     path = folder / CONFIG
     draft = Draft.read(path, str(path)) if path.is_file() else Draft({}, str(path), {})
     for override in overrides:
@@ -66,6 +70,7 @@ def settle_project(folder: Path, file: Path) -> None:
     if path.is_file() and path.read_bytes() != file.read_bytes():
         raise PreferenceError(f"{path} is there already and is not {file}: edit it, or use another folder")
     folder.mkdir(parents=True, exist_ok=True)
+    check_plain(folder, _OWN, _FILES)
     replace_file(path, [file.read_bytes()])
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rayrlhf.terminal_output import plain_console, say
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,7 +24,6 @@ def rank(
 
     Settings are those of the section `ranking` of PROJECT/project.yaml.
     """
-    from rayrlhf.plugin_cli import console, say
     from rayrlhf.preferences.project import load_project_config, open_store
     from rayrlhf.preferences.ranking import fit_project
     from rayrlhf.preferences.ranking_files import write_ranking
@@ -37,7 +38,7 @@ def rank(
         project / "ranking", items, ranking, summary
     )  # first: what prints may be cut short by `head`
     if rows:
-        console().print(_table(items, ranking, rows))
+        plain_console().print(_table(items, ranking, rows))
         if len(items) > rows:
             say(f"{len(items) - rows} further items are in the files.")
         say("")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rayrlhf.files import replace_file
+from rayrlhf.files import csv_table, replace_file
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.ranking_plot import ranking_png
 from rayrlhf.preferences.records import Item
@@ -36,17 +34,15 @@ def write_ranking(folder: Path, items: Sequence[Item], ranking: Ranking, summary
 
 
 def ranking_csv(items: Sequence[Item], ranking: Ranking) -> bytes:
-    """UTF-8, best item first; half a surrogate pair in a text is written as its escape."""
+    """Best item first."""
     low, high = ranking.interval()
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(COLUMNS)
+    rows: list[Sequence[object]] = [COLUMNS]
     for place, index in enumerate(np.argsort(-ranking.mean, kind="stable").tolist(), start=1):
         item = items[index]
         numbers = [f"{values[index]:.6g}" for values in (ranking.mean, ranking.deviation, low, high)]
         tallies = [int(values[index]) for values in (ranking.wins, ranking.losses, ranking.ties)]
         iteration = "" if item.iteration is None else item.iteration
-        table.writerow(
+        rows.append(
             [place, item.id, *numbers, *tallies, item.generator, item.checkpoint, iteration, item.prompt, item.text]
         )
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return csv_table(rows, lineterminator="\r\n")

@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from rayrlhf.charts import drawable
+from rayrlhf.files import printable
 from rayrlhf.preferences.bradley_terry_likelihood import Ints
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.records import Item
 
 LABELLED_ITEMS = 40  # with more, texts would not be legible
-LABEL_CHARACTERS = 60
 _COLOURS = ("#2a78d6", "#d95926", "#1baf7a", "#8a5cc7", "#b8860b", "#c2477f")
 _OTHER = "#8a8a8a"  # generators beyond these, and items without one
 _FAINT = "#d5d5d5"
@@ -99,7 +100,10 @@ def _kinds(items: Sequence[Item]) -> list[_Kind]:
     """The generators with most items each, then all others together."""
     names = np.array([item.generator for item in items])
     named = [name for name, _ in Counter(names.tolist()).most_common() if name][: len(_COLOURS)]
-    kinds = [_Kind(f"{name} ({(names == name).sum()})", colour, names == name) for name, colour in zip(named, _COLOURS)]
+    kinds = [
+        _Kind(f"{drawable(name)} ({(names == name).sum()})", colour, names == name)
+        for name, colour in zip(named, _COLOURS)
+    ]
     rest = ~np.isin(names, named)
     if rest.any():
         label = "others" if named else "items"
@@ -109,6 +113,6 @@ def _kinds(items: Sequence[Item]) -> list[_Kind]:
 
 def shortened(item: Item) -> str:
     """The beginning of a text on one line, without characters that no font has."""
-    words = " ".join(item.text.split()).encode("utf-8", "replace").decode("utf-8")
-    printable = "".join(character if character.isprintable() else "?" for character in words)
-    return printable if len(printable) <= LABEL_CHARACTERS else f"{printable[: LABEL_CHARACTERS - 1]}…"
+    return drawable(
+        "".join(letter if letter.isprintable() else "?" for letter in " ".join(printable(item.text).split()))
+    )

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rayrlhf.errors import PreferenceError
+from rayrlhf.extras import require
+from rayrlhf.terminal_output import plain_console, say
+from rayrlhf.trust_option import TrustOption
 
 if TYPE_CHECKING:
     from rayrlhf.preferences.presenters import Presenter
@@ -45,14 +48,20 @@ def rate(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of sides, repeats and pairs; default: another each time.")
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Rate texts in pairs, on a page of this machine or in the terminal; verdicts are kept as they are given."""
     from rayrlhf.preferences.presenters import load_presenter
     from rayrlhf.preferences.project import load_project_config, open_store
+    from rayrlhf.trust import Trust, code_of_rating, require_project
 
+    if not terminal:
+        require("rating", "the rating page (`--terminal` does without it)")
     if seconds is not None and not math.isfinite(seconds):
         raise PreferenceError(f"--seconds {seconds}: a time box is a number of seconds")
     config = load_project_config(project)
+    said = [] if presenter is None else ["rating.presenter"]
+    require_project(project, code_of_rating(config), said, Trust.of(trust))
     changes = {"seconds": seconds, "presenter": presenter}
     rating = config.rating.model_copy(update={name: value for name, value in changes.items() if value is not None})
     shown = load_presenter(rating.presenter, project)
@@ -83,10 +92,10 @@ def check_host(host: str, allow_remote: bool) -> None:
             f"--host {host}: other machines could reach the page there. Add --allow-remote where that is meant, or "
             "leave --host out and forward the port, as in `ssh -L 8000:127.0.0.1:8000 MACHINE`"
         )
-    typer.echo(
+    say(
         f"warning: the page at {host} can be reached by other machines and is not encrypted: who reads along has the "
         "texts and the token.",
-        err=True,
+        error=True,
     )
 
 
@@ -124,16 +133,15 @@ def _session(
 
 
 def _rate_in_terminal(session: RatingSession, presenter: Presenter, rating: RatingConfig, rater: str) -> None:
-    from rich.console import Console
 
     from rayrlhf.preferences.rating_terminal import TerminalRating, summary
     from rayrlhf.preferences.terminal_keys import keys_of_standard_input
 
     with suppress(KeyboardInterrupt), keys_of_standard_input() as keys:  # Ctrl-C stops anywhere: verdicts are kept
         TerminalRating(
-            session, presenter, rating.question, rater, Console(), keys, rating.player, rating.player_seconds
+            session, presenter, rating.question, rater, plain_console(), keys, rating.player, rating.player_seconds
         ).run()
-    typer.echo(summary(session.progress(rater)))
+    say(summary(session.progress(rater)))
 
 
 def _rate_on_page(
@@ -148,9 +156,9 @@ def _rate_on_page(
         token = new_token()
         app = create_app(session, presenter, question, token, host, port, rater)
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/?token={token}"
-        typer.echo(f"Rate at {address}\nWho has this address can rate. Ctrl-C ends it; all verdicts are kept.")
+        say(f"Rate at {address}\nWho has this address can rate. Ctrl-C ends it; all verdicts are kept.")
         if browser:
             webbrowser.open(address)
         with suppress(KeyboardInterrupt):  # the usual way to end it
             serve(app, listening, lambda: session.limit_reached)
-    typer.echo(f"{session.by_all} comparisons by people in the project.")
+    say(f"{session.by_all} comparisons by people in the project.")

@@ -76,6 +76,8 @@ class _Desk:
     shown: float = 0.0  # when the ticket was, on the session's clock
     put_aside: list[Ticket] = field(default_factory=list)  # the pairs that undo took from the screen, shown again next
 
+    revision: int = -1  # of the store when the records were read
+
     asked_again: set[str] = field(default_factory=set)  # ids of comparisons that were repeated, if only to be skipped
 
     @property
@@ -165,7 +167,7 @@ class RatingSession:
                 return False
             record = self._record(desk, ticket, verdict)
             self._store.add(record)
-            desk.records.append(record)
+            desk.records.append(record)  # the next look at the store may find more
             desk.ticket = None
             desk.sitting += 1
             self._by_all += isinstance(record, Comparison)
@@ -187,7 +189,8 @@ class RatingSession:
             self._by_all -= isinstance(last, Comparison)
             if desk.ticket is not None:
                 desk.put_aside.append(desk.ticket)
-            first, second = (self._queue.items[item] for item in last.items)
+            items = self._queue.items if set(last.items) <= self._queue.items.keys() else self._store.items()
+            first, second = (items[item] for item in last.items)
             self._show(desk, Ticket((first, second), last.repeats if isinstance(last, Comparison) else ""))
             return True
 
@@ -225,17 +228,29 @@ class RatingSession:
 
     def _desk(self, rater: str) -> _Desk:
         if rater not in self._desks:
-            stored: list[Comparison | Skip] = [*self._store.comparisons(), *self._store.skips()]
-            records = [
-                record
-                for record in stored
-                if record.rater == rater
-                and len(record.items) == 2
-                and (isinstance(record, Skip) or record.source == "manual")
-            ]
-            records.sort(key=lambda record: record.created)
-            self._desks[rater] = _Desk(rater, records, started=self._clock())
+            self._desks[rater] = _Desk(rater, [], started=self._clock())
+        self._refresh(self._desks[rater])
         return self._desks[rater]
+
+    def _refresh(self, desk: _Desk) -> None:
+        """Takes up what the rater did elsewhere: before, or in another sitting over the same project meanwhile.
+
+        A pair that they have judged there leaves the screen, so that nobody judges it twice unasked.
+        """
+        revision = self._store.revision()
+        if revision == desk.revision:
+            return
+        known = {record.id for record in desk.records}
+        desk.records = [
+            record
+            for record in self._store.done_by(desk.rater)
+            if len(record.items) == 2 and (isinstance(record, Skip) or record.source == "manual")
+        ]
+        desk.revision = revision
+        elsewhere = {frozenset(record.items) for record in desk.records if record.id not in known}
+        if desk.ticket is not None and not desk.ticket.repeats and desk.ticket.pair in elsewhere:
+            desk.ticket = None
+        desk.put_aside = [ticket for ticket in desk.put_aside if ticket.repeats or ticket.pair not in elsewhere]
 
     def _show(self, desk: _Desk, ticket: Ticket | None) -> None:
         desk.ticket = ticket

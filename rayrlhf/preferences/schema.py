@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from rayrlhf.errors import PreferenceError
+from rayrlhf.files import Damage, json_value, typed_value
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
 
+T = TypeVar("T")
 Record = Comparison | Rating | Skip
 Row = tuple[Any, ...]
 
@@ -108,11 +111,13 @@ def item_row(item: Item) -> Row:
 
 
 def item_of(row: Row) -> Item:
+    """Raises PreferenceError for a row that `item_row` never makes."""
     identifier, prompt, text, prompt_ids, text_ids, generator, checkpoint, iteration, seed, extra = row
-    return Item(
-        prompt, text, _tuple(prompt_ids), _tuple(text_ids), generator, checkpoint, iteration,
-        None if seed is None else int(seed), _mapping(extra), identifier,
-    )  # fmt: skip
+    with _damage():
+        return Item(
+            prompt, text, _tuple(prompt_ids), _tuple(text_ids), generator, checkpoint, iteration,
+            None if seed is None else int(seed), _mapping(extra), identifier,
+        )  # fmt: skip
 
 
 def table_of(record: Record) -> str:
@@ -142,9 +147,15 @@ def record_row(record: Record) -> Row:
 
 
 def record_of(table: str, row: Row) -> Record:
+    """Raises PreferenceError for a row that `record_row` never makes."""
+    with _damage():
+        return _record_of(table, row)
+
+
+def _record_of(table: str, row: Row) -> Record:
     if table == "skips":
         identifier, items, rater, created = row
-        return Skip(tuple(json.loads(items)), rater, created, identifier)
+        return Skip(tuple(_stored_json(list[str], items)), rater, created, identifier)
     if table == "ratings":
         identifier, item, score, scale, source, rater, seconds, created, weight, extra = row
         return Rating(item, score, scale, source, rater, seconds, created, weight, _mapping(extra), identifier)
@@ -153,9 +164,19 @@ def record_of(table: str, row: Row) -> Record:
         ranking, repeats, extra,
     ) = row  # fmt: skip
     return Comparison(
-        tuple(json.loads(items)), best, source, rater, seconds, created, weight, _tuple(broken) or (), reason,
+        tuple(_stored_json(list[str], items)), best, source, rater, seconds, created, weight, _tuple(broken) or (), reason,
         confidence, difference, _tuple(ranking), repeats, _mapping(extra), identifier,
     )  # fmt: skip
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except (Damage, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise PreferenceError(
+            f"a record of the store is damaged ({error}): put a copy of its file in its place"
+        ) from error
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -165,14 +186,20 @@ def _json(value: Any) -> bytes | None:
     return None if value is None else _encode(value).encode("ascii")
 
 
+def _stored_json(kind: type[T], text: str) -> T:
+    """A column of ours; whoever wrote the file, it may be another's. Raises Damage."""
+    return typed_value(kind, json_value(text))
+
+
 def _tuple(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
-    return () if text == "[]" else tuple(json.loads(text))
+    return () if text == "[]" else tuple(_stored_json(list[int], text))
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    return {} if text == "{}" else json.loads(text)  # most are empty, and reading 100,000 should take no time
+    # most are empty, and reading 100,000 should take no time
+    return {} if text == "{}" else _stored_json(dict[str, Any], text)
 
 
 def _finite(record: Record, name: str) -> float | None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import cast
 
 from rayrlhf.errors import PreferenceError
-from rayrlhf.files import sync_folder
+from rayrlhf.files import SHOWN, check_plain, printable, sync_folder
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
 from rayrlhf.preferences.schema import (
     APPLICATION_ID,
@@ -56,6 +56,8 @@ class RatingStore:
         """
         self.path = path
         self._lock = threading.RLock()
+        # SQLite would follow links from any of them
+        check_plain(path.parent, [f"{path.name}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")])
         with self._faults():
             if not path.exists():
                 _create(path)
@@ -151,6 +153,19 @@ class RatingStore:
                 found += [(row[0], record_of(table, row[1:-1]), bool(row[-1])) for row in rows]
         return [(record, retracted) for _, record, retracted in sorted(found, key=itemgetter(0))]
 
+    def done_by(self, rater: str) -> list[Comparison | Skip]:
+        """The comparisons and skips of one rater that stand, in the order of their adding: no clock can change it."""
+        found: list[tuple[int, Comparison | Skip]] = []
+        with self._reading() as read:
+            for table in ("comparisons", "skips"):
+                rows = read.execute(
+                    f"SELECT number, {', '.join(RECORD_COLUMNS[table])} FROM {table} "
+                    "WHERE rater = CAST(? AS TEXT) AND NOT retracted",
+                    (stored(rater),),
+                )
+                found += [(row[0], cast(Comparison | Skip, record_of(table, row[1:]))) for row in rows]
+        return [record for _, record in sorted(found, key=itemgetter(0))]
+
     def meta(self) -> dict[str, str]:
         """What is known of the project as a whole, such as the fingerprint of its items' tokenizer."""
         with self._reading() as read:
@@ -184,6 +199,13 @@ class RatingStore:
         """Raises PreferenceError for a file of another program or of a later version; migrates one of an earlier."""
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise PreferenceError(f"{self.path} is no rating store: move it away, or name another folder")
+        made = self._connection.execute(
+            "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+        ).fetchone()
+        if made is not None:  # a view or a trigger runs what somebody wrote: without end, if they like
+            raise PreferenceError(
+                f"{self.path} is no rating store: it holds {printable(made[0])[:SHOWN]}, which runs by itself"
+            )
         version = version_of(self._connection)
         if version > len(MIGRATIONS):
             raise PreferenceError(
@@ -232,6 +254,10 @@ class RatingStore:
             raise PreferenceError(
                 f"{self.path} is no rating store, or is damaged ({error}): put a copy in its place, or save what can be "
                 "read with `sqlite3 FILE .recover`"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise PreferenceError(
+                f"{self.path} is damaged (a text of it is not UTF-8): put a copy in its place"
             ) from error
         except OSError as error:
             raise PreferenceError(f"{self.path} cannot be made: {error.strerror}") from error

@@ -5,7 +5,6 @@ Pure numpy; `plot_evaluation` draws what `Evaluation` says.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +28,18 @@ class Accuracy:
     of: int
 
     @property
-    def share(self) -> float:
-        return self.right / self.of if self.of else math.nan
+    def share(self) -> float | None:
+        """None without any."""
+        return self.right / self.of if self.of else None
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's, 95 %."""
-        return wilson(self.share, self.of) if self.of else (0.0, 1.0)
+        return wilson(self.right / self.of, self.of) if self.of else (0.0, 1.0)
+
+    def __str__(self) -> str:
+        """`75.0% of 4`, or that there were none."""
+        return "none" if self.share is None else f"{self.share:.1%} of {self.of}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class Evaluation:
     by_source: Mapping[str, Accuracy]
     ties: int
     calibration: tuple[CalibrationBin, ...]
-    calibration_error: float  # mean |predicted - observed| over pairs (ECE, Guo et al. 2017); nan without pairs
+    calibration_error: float | None  # mean |predicted - observed| over pairs (ECE, Guo et al. 2017); None without pairs
     margins: Floats  # [decisive] score of the winner minus the best of the others
 
     def as_json(self) -> dict[str, object]:
@@ -66,7 +70,7 @@ class Evaluation:
             "by_source": told,
             "ties": self.ties,
             "calibration": bins,
-            "calibration_error": None if math.isnan(self.calibration_error) else self.calibration_error,
+            "calibration_error": self.calibration_error,
         }
 
 
@@ -87,13 +91,13 @@ def evaluate_comparisons(examples: Sequence[Example], scores: NDArray[np.float32
     )
 
 
-def calibrate(margins: Floats) -> tuple[tuple[CalibrationBin, ...], float]:
+def calibrate(margins: Floats) -> tuple[tuple[CalibrationBin, ...], float | None]:
     """Bins of equal width of the likelier item's probability sigmoid|margin| in [0.5, 1], and the calibration error.
 
     margins: [pairs] winner's score minus the loser's. The labels are those of the raters, noise included.
     """
     if not len(margins):
-        return (), math.nan
+        return (), None
     probability = 1 / (1 + np.exp(-np.abs(margins)))
     won = np.where(margins > 0, 1.0, np.where(margins == 0, 0.5, 0.0))
     places = np.minimum(((probability - 0.5) * 2 * BINS).astype(int), BINS - 1)
@@ -106,10 +110,10 @@ def calibrate(margins: Floats) -> tuple[tuple[CalibrationBin, ...], float]:
     return bins, float(error)
 
 
-def pearson(scores: NDArray[np.float32], values: Floats) -> float:
-    """Correlation of scores and labels (SPEC LMHP-3); nan where one of them does not vary."""
+def pearson(scores: NDArray[np.float32], values: Floats) -> float | None:
+    """Correlation of scores and labels (SPEC LMHP-3); None where one of them does not vary, or there are no two."""
     if len(values) < 2 or not np.std(scores) or not np.std(values):
-        return math.nan
+        return None
     return float(np.corrcoef(scores, values)[0, 1])
 
 
@@ -123,7 +127,7 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
     left.hist(evaluation.margins, bins=np.linspace(-most, most, 31), color="#4477aa")
     left.axvline(0, color="black", linewidth=1)
     left.set(xlabel="score of the winner minus the best other", ylabel="held-out comparisons")
-    left.set_title(f"right: {evaluation.accuracy.share:.1%} of {evaluation.accuracy.of}", fontsize=10)
+    left.set_title(f"right: {evaluation.accuracy}", fontsize=10)
     right.plot([0.5, 1], [0.5, 1], color="#999999", linewidth=1, label="exact")
     for b in evaluation.calibration:
         low, high = wilson(b.observed, b.pairs)
@@ -131,7 +135,9 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
         right.plot(b.predicted, b.observed, "o", color="#cc6677")
         right.annotate(f" {b.pairs}", (b.predicted, b.observed), fontsize=8)
     right.set(xlabel="probability given to the likelier item", ylabel="share that it won", ylim=(0, 1.02))
-    right.set_title(f"calibration error {evaluation.calibration_error:.3f}, 95 % intervals, pairs", fontsize=10)
+    error = evaluation.calibration_error
+    title = "no pair to calibrate on" if error is None else f"calibration error {error:.3f}, 95 % intervals, pairs"
+    right.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120)
 
 
@@ -142,4 +148,4 @@ def _margin(example: Example, scores: NDArray[np.float32]) -> float:
 
 def _told(accuracy: Accuracy) -> dict[str, object]:
     low, high = accuracy.interval
-    return {"share": accuracy.share if accuracy.of else None, "of": accuracy.of, "low": low, "high": high}
+    return {"share": accuracy.share, "of": accuracy.of, "low": low, "high": high}

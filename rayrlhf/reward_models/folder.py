@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from rayrlhf.errors import ModelError
+from rayrlhf.model_config import check_claims, first_line
+from rayrlhf.policy import load_whole
 from rayrlhf.reward_models.network import RewardNetwork
 from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars, write_sidecar
 
@@ -33,7 +34,7 @@ def write_reward_model(folder: Path, network: RewardNetwork, start: Path, state:
     """Writes trained tensors, named as `network` names them; what is no tensor stays as it is in `start`."""
     own = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     network.classifier.save_pretrained(folder, state_dict=own)
-    AutoTokenizer.from_pretrained(start).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(start, trust_remote_code=False).save_pretrained(folder)
     write_sidecar(folder, with_scalars(read_sidecar(start), {key: float(state[key]) for key in SCALARS}))
 
 
@@ -51,24 +52,16 @@ def scalars_of(network: RewardNetwork) -> dict[str, float]:
 def load_reward_network(folder: Path) -> RewardNetwork:
     """The network in evaluation mode, in float32 on the CPU. Raises ModelError."""
     sidecar = read_sidecar(folder)
-    try:
-        classifier: Any
-        classifier, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"reward model {folder} does not load: {reason}") from error
-    if report["missing_keys"]:
-        raise ModelError(f"reward model {folder} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+    if (folder / "config.json").is_file():
+        check_claims(folder, str(folder))
+    classifier = load_whole(AutoModelForSequenceClassification, folder, f"reward model {folder}", dtype=torch.float32)
     return RewardNetwork(classifier, sidecar.gain, sidecar.bias, sidecar.log_tie).eval()
 
 
 def load_reward_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Raises ModelError."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"reward model {folder}: its tokenizer does not load: {reason}") from error
+        raise ModelError(f"reward model {folder}: its tokenizer does not load: {first_line(error)}") from error
     return tokenizer

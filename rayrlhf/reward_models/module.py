@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rayrlhf.errors import ModelError
+from rayrlhf.files import read_record
 from rayrlhf.reward_models.config import RewardModelConfig
 from rayrlhf.reward_models.examples import Example, ExampleTable, epoch_order
 from rayrlhf.reward_models.folder import load_reward_network, write_reward_model
@@ -163,7 +164,7 @@ class RewardModule(SupervisedModule):
 
 def build(settings: SupervisedSettings, work: Path) -> RewardModule:
     """The module of a worker."""
-    config = RewardModelConfig.model_validate(json.loads((work / CONFIG).read_text()))
+    config = read_record(work / CONFIG, RewardModelConfig, ModelError, "remove the folder to begin anew")
     start = Path(settings.model)
     training, held_out = ExampleTable.load(work / TRAINING), ExampleTable.load(work / HELD_OUT)
     return RewardModule(load_reward_network(start), settings, config, training, held_out, start)

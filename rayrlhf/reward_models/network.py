@@ -18,6 +18,8 @@ from transformers.utils import logging
 
 from rayrlhf.errors import ModelError
 from rayrlhf.heads import HeadLinear
+from rayrlhf.model_config import first_line
+from rayrlhf.policy import check_finite_weights
 from rayrlhf.types import FloatArray, IntArray
 
 PAD = "<|reward-pad|>"
@@ -34,7 +36,7 @@ class RewardNetwork(nn.Module):
         log_tie: log of Davidson's parameter of ties, in the loss alone.
         """
         super().__init__()
-        classifier.score = HeadLinear.of(classifier.score)
+        classifier.score = HeadLinear.of(classifier.score)  # type: ignore[arg-type]
         self.classifier = classifier
         self.gain = nn.Parameter(torch.tensor([gain]))
         self.bias = nn.Parameter(torch.tensor([bias]))
@@ -84,11 +86,10 @@ def new_reward_network(model: str, tokenizer: PreTrainedTokenizerBase, seed: int
     logging.set_verbosity_error()  # that the head is new is no news
     try:
         classifier: Any = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=1, dtype=torch.float32, pad_token_id=None
+            model, num_labels=1, dtype=torch.float32, pad_token_id=None, trust_remote_code=False
         )
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model {model} cannot become a reward model: {reason}") from error
+        raise ModelError(f"model {model} cannot become a reward model: {first_line(error)}") from error
     finally:
         logging.set_verbosity(before)
     head = getattr(classifier, "score", None)
@@ -97,6 +98,7 @@ def new_reward_network(model: str, tokenizer: PreTrainedTokenizerBase, seed: int
             f"model {model}: {type(classifier).__name__} has no linear head `score` at the last token; give a causal "
             "language model such as Llama, Qwen or GPT-2"
         )
+    check_finite_weights(classifier.base_model, f"model {model}")
     tokenizer.add_special_tokens({"pad_token": PAD})
     if len(tokenizer) > classifier.get_input_embeddings().weight.shape[0]:
         classifier.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -44,7 +44,7 @@ class RewardScorer:
         """[N] scores of whole episodes: the first observation is the query, all that follows is the response.
 
         vocabulary: fingerprint of the policy's tokenizer. Where it is the reward model's, a single-turn response is read
-        in the tokens that were sampled, its EOS included; else its text is tokenised.
+        in the tokens that were sampled, without its EOS; else its text is tokenised.
         """
         return self._score([self.encode(trajectory, vocabulary) for trajectory in trajectories])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import ModelError
-from rayrlhf.files import replace_file
+from rayrlhf.files import Number, read_record, replace_file
 from rayrlhf.reward_models.text_format import TextFormat
 
 SIDECAR = "reward_model.json"
@@ -20,12 +20,12 @@ VERSION = 1
 class Sidecar:
     """What a reward model's folder says beside what transformers reads."""
 
-    bias: float  # reward = gain * score of the loaded classifier + bias
+    bias: Number  # reward = gain * score of the loaded classifier + bias
     text_format: TextFormat
-    gain: float = 1.0  # 1 in a finished folder
-    log_tie: float = 0.0  # of Davidson's model, where ties were an outcome
+    gain: Number = 1.0  # 1 in a finished folder
+    log_tie: Number = 0.0  # of Davidson's model, where ties were an outcome
     task: Mapping[str, Any] = field(default_factory=dict)  # what the scores were normalised on: see `tasks.py`
-    normalisation: Mapping[str, float] = field(default_factory=dict)  # mean, std, samples of the reference's scores
+    normalisation: Mapping[str, Number] = field(default_factory=dict)  # mean, std, samples of the reference's scores
     version: int = VERSION
 
 
@@ -43,12 +43,15 @@ def read_sidecar(folder: Path) -> Sidecar:
     path = folder / SIDECAR
     if not path.is_file():
         raise ModelError(f"reward model {folder}: no {SIDECAR} is there; `rayrlhf reward-model` makes such a folder")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = content["version"]
-        if version != VERSION:
-            raise ModelError(f"reward model {folder}: {SIDECAR} is of version {version}, this RayRLHF reads {VERSION}")
-        told = content.pop("text_format")
-        return Sidecar(text_format=TextFormat(**{**told, "start": tuple(told["start"])}), **content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"reward model {folder}: {SIDECAR} is damaged: {type(error).__name__}: {error}") from error
+    advice = "make the reward model again, or take its folder from a copy"
+    version = read_record(path, _Version, ModelError, advice).version
+    if version != VERSION:
+        raise ModelError(
+            f"reward model {folder}: {SIDECAR} is of version {version!r:.40}, this RayRLHF reads {VERSION}"
+        )
+    return read_record(path, Sidecar, ModelError, advice)
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    version: Any

@@ -20,15 +20,23 @@ from rayrlhf.types import IntArray
 
 @dataclass(frozen=True, slots=True)
 class TextFormat:
-    """`start`, the query's ids, the response's ids: in the tokens of the model that the reward model was made from."""
+    """`start`, the query's ids, the response's ids: in the tokens of the model that the reward model was made from.
+
+    Where a text ends is where its last token is: the token that a policy says to end it is left out, for texts that were
+    written down and brought here have none, and a model trained on them would not know what to make of it.
+    """
 
     vocabulary: str  # fingerprint of that model's tokenizer: ids of an equal one are read as they are
     start: tuple[int, ...]  # before every query, so that a text without any token has one to read
     context: int  # most tokens
+    ends: tuple[int, ...] = ()  # left out at a response's end; of a model made before there was this rule: none
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, context: int) -> TextFormat:
-        return cls(vocabulary_fingerprint(tokenizer), tuple(int(i) for i in start_ids(tokenizer)), context)
+    def of(cls, tokenizer: PreTrainedTokenizerBase, context: int, ends: Sequence[int] = ()) -> TextFormat:
+        """`ends`: what ends a response, beside the tokenizer's EOS."""
+        start = tuple(int(i) for i in start_ids(tokenizer))
+        every = tuple(dict.fromkeys([int(tokenizer.eos_token_id), *ends]))
+        return cls(vocabulary_fingerprint(tokenizer), start, context, every)
 
     def encode(
         self,
@@ -40,12 +48,12 @@ class TextFormat:
     ) -> tuple[IntArray, int]:
         """Ids [L], 1 <= L <= context, and how many tokens did not fit.
 
-        response_ids, an EOS that was sampled included, are taken as they are where `vocabulary`, their tokenizer's
+        response_ids are taken as they are, but for `ends` after the last, where `vocabulary`, their tokenizer's
         fingerprint, is this format's; else the response's text is tokenised. Text never becomes a special token
         (SPEC GWERN-16). What does not fit: the query loses its beginning first, then the response its end.
         """
         if response_ids is not None and vocabulary == self.vocabulary:
-            answer = np.asarray(response_ids, np.int64)
+            answer = self._without_ends(np.asarray(response_ids, np.int64))
         else:
             answer = _ids(tokenizer, response)
         question = _ids(tokenizer, query)
@@ -54,6 +62,10 @@ class TextFormat:
         answer = answer[:room]
         question = question[max(0, len(question) + len(answer) - room) :]
         return np.concatenate([np.asarray(self.start, np.int64), question, answer]), dropped
+
+    def _without_ends(self, ids: IntArray) -> IntArray:
+        kept = np.flatnonzero(~np.isin(ids, self.ends))
+        return ids[: kept[-1] + 1] if len(kept) else ids[:0]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> IntArray:

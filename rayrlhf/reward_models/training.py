@@ -21,11 +21,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.config import ModelConfig, RunConfig
-from rayrlhf.policy import context_length, load_tokenizer, resolve_model, vocabulary_fingerprint
+from rayrlhf.errors import ModelError
+from rayrlhf.files import read_record
+from rayrlhf.policy import context_length, end_ids, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.records import Comparison, Item, Rating
 from rayrlhf.reward_models.config import RewardModelConfig
-from rayrlhf.reward_models.evaluation import evaluate_comparisons, pearson, plot_evaluation
+from rayrlhf.reward_models.evaluation import Evaluation, evaluate_comparisons, pearson, plot_evaluation
 from rayrlhf.reward_models.examples import ExampleTable
 from rayrlhf.reward_models.folder import (
     finish_reward_model,
@@ -188,9 +190,13 @@ def _start(
     """The network to train: the reference's trunk with a new head, or another reward model (SPEC Q-9)."""
     if config.init is not None:
         folder = Path(config.init)
-        return load_reward_network(folder), load_reward_tokenizer(folder), read_sidecar(folder).text_format
+        network, tokenizer = load_reward_network(folder), load_reward_tokenizer(folder)
+        text_format = read_sidecar(folder).text_format
+        if not text_format.ends:  # made before texts were read without their ends: what is trained now is
+            text_format = replace(text_format, ends=(int(tokenizer.eos_token_id),))
+        return network, tokenizer, text_format
     tokenizer = load_tokenizer(reference)
-    text_format = TextFormat.of(tokenizer, context_length(reference))
+    text_format = TextFormat.of(tokenizer, context_length(reference), end_ids(reference, tokenizer))
     return new_reward_network(resolve_model(reference.path), tokenizer, config.seed).eval(), tokenizer, text_format
 
 
@@ -237,7 +243,7 @@ def _finish(model: Path, work: Path, config: RewardModelConfig, show: Show) -> M
     told = _judge_numbers(network, ExampleTable.load(work / HELD_OUT), config, show)
     judged = ExampleTable.load(work / _JUDGED)
     if len(judged):
-        sources = json.loads((work / _SOURCES).read_text())
+        sources = read_record(work / _SOURCES, list[str], ModelError, "remove the folder to begin anew")
         told |= _judge_comparisons(network, judged, sources, trained.std, model / PLOT, show)
     if told:
         (model / EVALUATION).write_text(json.dumps(told, indent=1))
@@ -256,9 +262,9 @@ def _judge_numbers(
         own = own - scores[[example.rows[0] for example in table.examples]]
     values = np.array([example.value for example in table.examples])
     correlation = pearson(own, values)
-    show(f"held out: correlation of scores and {len(values)} labels {correlation:.3f}")
+    show(f"held out: {correlation_line(correlation, own, values)}")
     return {
-        "pearson": None if math.isnan(correlation) else correlation,
+        "pearson": correlation,
         "labels": len(values),
         "label_mean": float(values.mean()),
         "label_variance": float(values.var()),
@@ -273,14 +279,37 @@ def _judge_comparisons(
     examples = [replace(example, source=source) for example, source in zip(table.examples, sources, strict=True)]
     evaluation = evaluate_comparisons(examples, scores)
     plot_evaluation(evaluation, picture)
-    low, high = evaluation.accuracy.interval
-    show(
-        f"held out: right in {evaluation.accuracy.share:.1%} of {evaluation.accuracy.of} decisive comparisons "
-        f"(95 %: {low:.1%} to {high:.1%}), {evaluation.ties} ties, calibration error {evaluation.calibration_error:.3f}"
-    )
+    show(f"held out: {held_out_line(evaluation)}")
     for name, accuracy in evaluation.by_source.items():
-        show(f"  {name}: {accuracy.share:.1%} of {accuracy.of}")
+        show(f"  {name}: {accuracy}")
     return evaluation.as_json()
+
+
+def held_out_line(evaluation: Evaluation) -> str:
+    """What the held-out comparisons say, or what it is that they lack."""
+    if evaluation.accuracy.share is None:
+        return (
+            f"no decisive comparison, {evaluation.ties} ties: how often the model is right is not known; give more labels, "
+            "or a larger reward_model.held_out_share"
+        )
+    low, high = evaluation.accuracy.interval
+    error = evaluation.calibration_error
+    calibration = "no pair to calibrate on" if error is None else f"calibration error {error:.3f}"
+    return (
+        f"right in {evaluation.accuracy} decisive comparisons (95 %: {low:.1%} to {high:.1%}), {evaluation.ties} ties, "
+        f"{calibration}"
+    )
+
+
+def correlation_line(correlation: float | None, scores: np.ndarray, values: np.ndarray) -> str:
+    if correlation is not None:
+        return f"correlation of scores and {len(values)} labels {correlation:.3f}"
+    if len(values) < 2:
+        return (
+            f"{len(values)} label, too few for a correlation: give more labels, or a larger reward_model.held_out_share"
+        )
+    same = "labels" if not np.std(values) else "scores"
+    return f"the {len(values)} {same} are all the same: there is no correlation of scores and labels"
 
 
 def _save_samples(path: Path, samples: Sequence[np.ndarray]) -> None:

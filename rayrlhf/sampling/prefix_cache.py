@@ -14,9 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
+from rayrlhf.forward import takes
 from rayrlhf.losses import selected_logprobs
+from rayrlhf.sampling.agreement import agreement, has_window
+from rayrlhf.sampling.decoding import cache_options, empty_cache
+from rayrlhf.sampling.plain_decoding import last_logits, tail_logits
 from rayrlhf.types import FloatArray, IntArray
 
 State = tuple[Cache, Tensor, Tensor]  # cache of R rows, mask [R, columns] with 0 at holes, logits [R, V] after each row
@@ -30,9 +34,12 @@ class PrefixCache:
     and the calls since the last reset.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, reuse: bool | None = None):
+        """reuse: whether what was fed before is kept, which no trial is then to prove; None: where a model bears it."""
         self.model = model
-        self._reusable = _attends_to_everything(model)
+        if reuse is None:
+            reuse = _attends_to_everything(model) and agreement(model, "its cache, with holes", _trial).agrees
+        self._reusable = reuse
         self.reset()
 
     def reset(self) -> None:
@@ -57,6 +64,9 @@ class PrefixCache:
         askers: list[list[int]] = [[] for _ in wanted]
         for episode, i in zip(episodes, index):
             askers[i].append(episode)
+        if not self._reusable:
+            self._sequences = wanted
+            return np.array(index), last_logits(self.model, wanted)
         order, logits = self._hold(wanted, [self._source(*pair) for pair in zip(wanted, askers)])
         self._sequences = [wanted[i] for i in order]
         rows = np.argsort(order)[index]
@@ -110,13 +120,13 @@ class PrefixCache:
 
     def _worth_growing(self, wanted: Sequence[IntArray], sources: Sequence[tuple[int, int]]) -> list[int]:
         """The sequences of which at least half is cached; none once holes would take more room than tokens."""
-        growing = [i for i, (_, kept) in enumerate(sources) if self._reusable and 2 * kept >= len(wanted[i])]
+        growing = [i for i, (_, kept) in enumerate(sources) if 2 * kept >= len(wanted[i])]
         width = max((len(wanted[i]) - sources[i][1] for i in growing), default=0)
         longest = max((len(wanted[i]) for i in growing), default=0)
         return growing if self._mask.shape[1] + width <= 2 * longest else []
 
     def _started(self, wanted: Sequence[IntArray]) -> State:
-        cache = _empty_cache(self.model)
+        cache = empty_cache(self.model)
         nothing = torch.zeros(len(wanted), 0, dtype=torch.long, device=next(self.model.parameters()).device)
         logits, mask = self._feed(cache, nothing, wanted)
         return cache, mask, logits[:, -1]
@@ -133,17 +143,17 @@ class PrefixCache:
     ) -> Iterator[tuple[Tensor, range]]:
         """Logits [n, S, V] over the suffixes, or over their last tokens unless `every` (S = 1), a part of them at a
         time, and which these are."""
+        if not self._reusable:
+            whole = [np.concatenate([self._sequences[row], suffix]) for row, suffix in zip(rows, suffixes, strict=True)]
+            yield from tail_logits(self.model, whole, [len(suffix) if every else 1 for suffix in suffixes])
+            return
         widest = max((len(suffix) for suffix in suffixes), default=0)
         at_once = max(1, TOKENS_AT_ONCE // (self._mask.shape[1] + widest))
         for start in range(0, len(rows), at_once):
             part = range(start, min(start + at_once, len(rows)))
             chunks = [suffixes[i] for i in part]
             keep = max(len(chunk) for chunk in chunks) if every else 1
-            if self._reusable:
-                cache, mask = self._fork([rows[i] for i in part])
-            else:
-                chunks = [np.concatenate([self._sequences[rows[i]], suffixes[i]]) for i in part]
-                cache, mask = _empty_cache(self.model), self._mask.new_zeros(len(part), 0)
+            cache, mask = self._fork([rows[i] for i in part])
             logits, _ = self._feed(cache, mask, chunks, keep)
             yield logits, part
 
@@ -167,13 +177,16 @@ class PrefixCache:
         mask = torch.cat([mask, block], 1)
         logits = self.model(
             input_ids=torch.from_numpy(_left_padded(chunks)).to(mask.device),
-            attention_mask=mask,
-            position_ids=positions.clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
-            logits_to_keep=keep,
+            **cache_options(
+                self.model,
+                cache,
+                attention_mask=mask,
+                position_ids=positions.clamp(min=0),
+                logits_to_keep=keep,
+            ),
         ).logits
-        return logits, mask
+        return logits[:, -keep:], mask
 
 
 def _left_padded(rows: Sequence[IntArray]) -> IntArray:
@@ -205,18 +218,20 @@ def _stacked(upper: State, lower: State) -> State:
     return cache, masks, torch.cat([logits, other_logits])
 
 
-def _empty_cache(model: nn.Module) -> Cache:
-    """The model's own kind of cache."""
-    config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-    cache = DynamicCache(config=config)
-    if not cache.layers:
-        cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]
-    return cache
-
-
 def _attends_to_everything(model: nn.Module) -> bool:
     """Whether all layers see all tokens before: one with a window counts columns, holes included, and a recurrent one
-    cannot take tokens back. Such models are fed whole sequences."""
-    config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-    local = "local" in getattr(config, "attention_layers", ())  # GPT-Neo has windows without saying so by its cache
-    return not local and all(type(layer) is DynamicLayer for layer in _empty_cache(model).layers)
+    cannot take tokens back. Where positions are told by nothing but columns, holes would shift them."""
+    layers = empty_cache(model).layers
+    return not has_window(model) and takes(model, "position_ids") and all(type(one) is DynamicLayer for one in layers)
+
+
+def _trial(model: nn.Module, sequences: Sequence[IntArray]) -> tuple[list[Tensor], list[IntArray]]:
+    """The trial of `agreement`: sequences that grow by unequal parts, one of which is taken back, and a suffix each."""
+    cache = PrefixCache(model, reuse=True)
+    starts = [ids[: max(1, len(ids) - 2)] for ids in sequences]
+    rows, _ = cache.extend(range(len(starts)), starts)
+    grown = [np.append(ids[:-1], [1] * more) for ids, more in zip(starts, (2, 1, 4))]
+    rows, logits = cache.extend(range(len(grown)), grown)
+    suffixes = [np.array([0, 1][: 1 + row % 2]) for row in range(len(grown))]
+    after = cache.following(rows.tolist(), suffixes)
+    return [*logits[rows], *after], [*grown, *(np.append(*pair) for pair in zip(grown, suffixes))]

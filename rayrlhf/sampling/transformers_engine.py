@@ -6,14 +6,18 @@ sequence draws from its own stream of random numbers, so a batch gives the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from rayrlhf.ends import ends_beside
+from rayrlhf.policy import score_tokens
+from rayrlhf.sampling.agreement import agreement
+from rayrlhf.sampling.decoding import Decoding, start_decoding
+from rayrlhf.sampling.plain_decoding import PlainDecoding, last_logits
 from rayrlhf.types import FinishReason, FloatArray, Generation, IntArray
 
 COMPACT_BELOW = 0.75  # the batch is compacted when less than this share of it is unfinished
@@ -30,13 +34,55 @@ class SamplingSettings:
     score_prompt: bool = False  # also return log-probabilities of the prompt's tokens
 
 
-class TransformersSampler:
-    """Samples from a causal language model of transformers. The model may be trained or loaded between calls."""
+@dataclass(frozen=True, slots=True)
+class CachedWay:
+    """A way to sample with the model's cache."""
 
-    def __init__(self, model: nn.Module, eos_token_id: int, settings: SamplingSettings):
+    name: str
+    mask_steps: bool  # of `start_decoding`
+
+    def __call__(self, model: nn.Module, sequences: Sequence[IntArray]) -> tuple[list[Tensor], list[IntArray]]:
+        """The trial of `agreement`: a prefill, rows that are repeated and left out, two tokens and one more."""
+        prompts = [ids[: max(1, len(ids) - 3)] for ids in sequences]
+        decoding, logits, _ = start_decoding(model, prompts, 3, mask_steps=self.mask_steps)
+        found, held = list(logits[:, -1]), list(prompts)
+        last: list[Tensor] = []
+        for step in range(3):
+            rows = [[2, 0, 1, 0], [0, 1, 2, 3], [1, 2]][step]
+            decoding.select(torch.tensor(rows, device=logits.device))
+            held = [np.append(held[row], (step + row) % 2) for row in rows]
+            last = list(decoding.advance(model, torch.tensor([ids[-1] for ids in held], device=logits.device)))
+        return [*found, *last], [*prompts, *held]
+
+
+CACHED_WAYS = (
+    CachedWay("its cache, prompts padded on the left", mask_steps=True),
+    CachedWay("its cache, padding told with the prompts alone", mask_steps=False),
+)
+
+
+def cached_way(model: nn.Module) -> CachedWay | None:
+    """The first way with a cache that agrees with plain forward passes; None where none does."""
+    return next((way for way in CACHED_WAYS if agreement(model, way.name, way).agrees), None)
+
+
+class TransformersSampler:
+    """Samples from a causal language model of transformers. The model may be trained or loaded between calls.
+
+    Where no cached way agrees with plain forward passes the sequences are read anew at each token.
+    """
+
+    def __init__(self, model: nn.Module, eos_token_id: int | Collection[int], settings: SamplingSettings):
+        """eos_token_id: what ends a response: a set of ends, or one of those that the model's generation config names."""
         self.model = model
         self.eos_token_id = eos_token_id
         self.settings = settings
+        self._way = cached_way(model)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end a response."""
+        return ends_beside(self.eos_token_id, getattr(self.model, "generation_config", None))
 
     @torch.inference_mode()
     def sample(
@@ -49,16 +95,16 @@ class TransformersSampler:
         """One generation for each (prompt [P], seed), in order; see `interfaces.Sampler`.
 
         greedy: whose tokens are the likeliest instead of drawn; none by default. ends: whether response ids [t] end with
-        their last one; by default where that is EOS.
+        their last one; by default where that is one of the ends.
         """
         if not prompts:
             return []
         if min(len(prompt) for prompt in prompts) == 0:
             raise ValueError("a prompt has no tokens: start it with the model's BOS or EOS token")
         device = next(self.model.parameters()).device
-        limit = self.settings.max_new_tokens
+        limit, end_ids = self.settings.max_new_tokens, self.ends
         uniforms = np.stack([uniform_stream(seed, limit) for seed in seeds])
-        decoding, logits, prompt_logprobs = self._prefill(prompts, device)
+        decoding, logits, prompt_logprobs = self._prefill(prompts)
         drawn = Drawn.room(len(prompts), limit)
         rows = np.arange(len(prompts))  # which sequence each row of the batch is
         live = np.ones(len(prompts), bool)  # of the batch's rows
@@ -69,7 +115,7 @@ class TransformersSampler:
             ids = tokens.cpu().numpy()
             drawn.keep(step, rows[live], ids[live], *(values.cpu().numpy()[live] for values in logprobs))
             if ends is None:
-                live &= ids != self.eos_token_id
+                live &= ~np.isin(ids, end_ids)
             else:
                 live[live] = [not ends(drawn.ids[row, : step + 1]) for row in rows[live]]
             if step + 1 == limit or not live.any():
@@ -79,42 +125,30 @@ class TransformersSampler:
                 decoding.select(kept)
                 tokens, rows, live = tokens[kept], rows[live], live[live]
             logits = decoding.advance(self.model, tokens)
-        return [drawn.generation(i, self.eos_token_id, prompt_logprobs[i], ends) for i in range(len(prompts))]
+        return [drawn.generation(i, end_ids, prompt_logprobs[i], ends) for i in range(len(prompts))]
 
-    def _prefill(self, prompts: Sequence[IntArray], device: torch.device) -> tuple[Decoding, Tensor, list[np.ndarray]]:
+    def _prefill(self, prompts: Sequence[IntArray]) -> tuple[Decoding | PlainDecoding, Tensor, list[np.ndarray]]:
         """Runs each distinct prompt once and spreads its cache over the rows that share it."""
         distinct: dict[bytes, int] = {}
         index = [distinct.setdefault(prompt.tobytes(), len(distinct)) for prompt in prompts]
         firsts = [prompts[index.index(i)] for i in range(len(distinct))]
-        longest = max(len(prompt) for prompt in firsts)
-        ids = torch.zeros(len(firsts), longest, dtype=torch.long)
-        mask = torch.zeros(len(firsts), longest + self.settings.max_new_tokens, dtype=torch.long)
-        for row, prompt in enumerate(firsts):
-            ids[row, longest - len(prompt) :] = torch.from_numpy(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        padded = len({len(prompt) for prompt in firsts}) > 1
-        decoding = Decoding(
-            cache=_preallocated_cache(self.model, longest + self.settings.max_new_tokens),
-            mask=mask if padded else None,
-            positions=mask[:, :longest].sum(1),
-            length=longest,
-        )
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask[:, :longest] if padded else None,
-            position_ids=(mask[:, :longest].cumsum(1) - 1).clamp(min=0),
-            past_key_values=decoding.cache,
-            use_cache=True,
-            logits_to_keep=0 if self.settings.score_prompt else 1,
-        )
-        prompt_logprobs = [np.zeros(0, np.float32)] * len(firsts)
-        if self.settings.score_prompt:
-            scores = self._log_softmax(output.logits[:, :-1]).gather(-1, ids[:, 1:, None]).squeeze(-1).cpu().numpy()
-            prompt_logprobs = [scores[row, longest - len(prompt) :].copy() for row, prompt in enumerate(firsts)]
-        spread = torch.tensor(index, device=device)
+        scored = [np.zeros(0, np.float32)] * len(firsts)
+        decoding: Decoding | PlainDecoding
+        if self._way is None:
+            decoding, last = PlainDecoding(firsts), last_logits(self.model, firsts)
+            if self.settings.score_prompt:
+                scored = score_tokens(self.model, firsts, [1] * len(firsts), self.settings.temperature)
+        else:
+            decoding, logits, ids = start_decoding(
+                self.model, firsts, self.settings.max_new_tokens, self.settings.score_prompt, self._way.mask_steps
+            )
+            last, longest = logits[:, -1], ids.shape[1]
+            if self.settings.score_prompt:
+                scores = self._log_softmax(logits[:, :-1]).gather(-1, ids[:, 1:, None]).squeeze(-1).cpu().numpy()
+                scored = [scores[row, longest - len(prompt) :].copy() for row, prompt in enumerate(firsts)]
+        spread = torch.tensor(index, device=last.device)
         decoding.select(spread)
-        return decoding, output.logits[:, -1].index_select(0, spread), [prompt_logprobs[i] for i in index]
+        return decoding, last.index_select(0, spread), [scored[i] for i in index]
 
     def _log_softmax(self, logits: Tensor) -> Tensor:
         return (logits.float() / self.settings.temperature).log_softmax(-1)
@@ -186,11 +220,11 @@ class Drawn:
         self.lengths[rows] = step + 1
 
     def generation(
-        self, row: int, eos_token_id: int, prompt_logprobs: FloatArray, ends: Callable[[IntArray], bool] | None
+        self, row: int, end_ids: Collection[int], prompt_logprobs: FloatArray, ends: Callable[[IntArray], bool] | None
     ) -> Generation:
         length = int(self.lengths[row])
         ids = self.ids[row, :length]
-        finish: FinishReason = "eos" if ids[-1] == eos_token_id else "stop"
+        finish: FinishReason = "eos" if ids[-1] in end_ids else "stop"
         ended = finish == "eos" if ends is None else ends(ids)
         return Generation(
             response_ids=ids,
@@ -199,79 +233,3 @@ class Drawn:
             prompt_logprobs=prompt_logprobs,
             finish=finish if ended else "length",
         )
-
-
-@dataclass(slots=True)
-class Decoding:
-    """A batch in the middle of decoding: its cache, which positions of it are real, and where each row stands."""
-
-    cache: Cache
-    mask: Tensor | None  # [B, capacity] 0 at left padding, 1 elsewhere; None where nothing is padded
-    positions: Tensor  # [B] position id of each row's next token
-    length: int  # columns of the cache in use
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps, repeats or reorders rows of the batch."""
-        self.cache.batch_select_indices(rows)
-        self.mask = None if self.mask is None else self.mask.index_select(0, rows)
-        self.positions = self.positions.index_select(0, rows)
-
-    def advance(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Feeds one token [B] a row; returns the logits [B, V] of the next."""
-        self.length += 1
-        logits = model(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=None if self.mask is None else self.mask[:, : self.length],
-            position_ids=None if self.mask is None else self.positions.unsqueeze(1),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits
-        self.positions = self.positions + 1
-        return logits[:, -1]
-
-
-class PreallocatedLayer(DynamicLayer):
-    """A full-attention cache layer that writes into room set aside at the start, where the stock one copies all keys
-    and values at each token."""
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity = capacity
-        self.room_keys: Tensor | None = None  # [B, H, capacity, D]
-        self.room_values: Tensor | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self.room_keys is None or self.room_values is None:
-            self.room_keys = self._room(key_states)
-            self.room_values = self._room(value_states)
-        self.room_keys[:, :, start:end] = key_states
-        self.room_values[:, :, start:end] = value_states
-        self.keys, self.values = self.room_keys[:, :, :end], self.room_values[:, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        if self.room_keys is None or self.room_values is None:
-            return
-        length = self.get_seq_length()
-        self.room_keys = self.room_keys.index_select(0, indices)
-        self.room_values = self.room_values.index_select(0, indices)
-        self.keys, self.values = self.room_keys[:, :, :length], self.room_values[:, :, :length]
-
-    def _room(self, states: Tensor) -> Tensor:
-        return states.new_empty(*states.shape[:-2], self.capacity, states.shape[-1])
-
-
-def _preallocated_cache(model: nn.Module, capacity: int) -> Cache:
-    """The model's own kind of cache, with its plain growing layers replaced by preallocated ones."""
-    config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
-    cache = DynamicCache(config=config)
-    if not cache.layers:
-        cache.layers = [DynamicLayer() for _ in range(config.num_hidden_layers)]
-    cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache

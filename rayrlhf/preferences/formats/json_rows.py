@@ -6,15 +6,16 @@ A line of JSONL that is damaged costs that line alone; a damaged element of an a
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from rayrlhf.files import StrictJson, too_deep
 from rayrlhf.preferences.formats.content import Fault, Row, shown
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-MAX_DEPTH = 50  # deeper JSON can be read, but not always compared or written
+MAX_DEPTH = 50  # of an object: deeper ones can be read, but not always compared or written
+_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -27,58 +28,16 @@ def read_rows(data: bytes) -> Iterator[Row | Fault]:
         yield from _lines(data)
 
 
-class _Decoder:
-    """Strict JSON: no NaN, no number beyond the floats, no key twice. Such faults are noted, and reading goes on."""
-
-    def __init__(self) -> None:
-        self._noted: list[str] = []
-        self._json = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_float=self._float, parse_constant=self._constant
-        )
-
-    def read(self, text: str, start: int) -> tuple[Any, int, str]:
-        """Value, where it ends, and what is wrong with it, "" for nothing. Raises ValueError, RecursionError."""
-        self._noted.clear()
-        value, end = self._json.raw_decode(text, start)
-        if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _is_deep(value):
-            self._noted.insert(0, f"nested more than {MAX_DEPTH} levels deep")
-        return value, end, self._noted[0] if self._noted else ""
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            names = [name for name, _ in pairs]
-            self._noted.append(f"the key {shown(next(name for name in names if names.count(name) > 1))} stands twice")
-        return value
-
-    def _float(self, text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            self._noted.append(f"the number {text[:40]} is too large")
-        return value
-
-    def _constant(self, name: str) -> float:
-        self._noted.append(f"{name} is no JSON")
-        return 0.0
-
-
-def _is_deep(value: Any) -> bool:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_DEPTH):
-        inner = [content.values() if isinstance(content, dict) else content for content in level]
-        level = [child for children in inner for child in children if isinstance(child, dict | list)]
-        if not level:
-            return False
-    return True
-
-
 def _lines(data: bytes) -> Iterator[Row | Fault]:
-    decoder = _Decoder()
+    decoder = StrictJson()
     for number, raw in enumerate(data.split(b"\n"), start=1):
         try:
             text = raw.decode()
             start = _SPACE.match(text).end()  # type: ignore[union-attr]
             if start == len(text):
+                continue
+            if too_deep(text, MAX_DEPTH) is not None:
+                yield Fault(number, _DEEP)
                 continue
             value, end, wrong = decoder.read(text, start)
         except (ValueError, RecursionError) as error:
@@ -95,7 +54,9 @@ def _array(data: bytes) -> Iterator[Row | Fault]:
     except UnicodeDecodeError as error:
         yield Fault(data.count(b"\n", 0, error.start) + 1, _reason(error))
         return
-    decoder = _Decoder()
+    deep = too_deep(text, MAX_DEPTH + 1)  # brackets, the array's own among them
+    text = text[:deep]
+    decoder = StrictJson()
     line, counted = 1, 0
     at = text.index("[") + 1
     first = True
@@ -108,8 +69,10 @@ def _array(data: bytes) -> Iterator[Row | Fault]:
             value, end, wrong = decoder.read(text, at)
         except (ValueError, RecursionError) as error:
             where = line + text.count("\n", at, error.pos) if isinstance(error, json.JSONDecodeError) else line
-            comma = "a comma stands before the closing bracket" if text[at : at + 1] == "]" else _reason(error)
-            yield Fault(where, f"{comma}; nothing after it can be read")
+            reason = "a comma stands before the closing bracket" if text[at : at + 1] == "]" else _reason(error)
+            if deep is not None and getattr(error, "pos", deep) >= len(text.rstrip()):
+                reason = _DEEP
+            yield Fault(where, f"{reason}; nothing after it can be read")
             return
         yield _row(line, value, wrong)
         first = False
@@ -140,4 +103,4 @@ def _reason(error: Exception) -> str:
         return f"not UTF-8 text (byte {error.object[error.start]:#04x})"
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at character {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+    return _DEEP if isinstance(error, RecursionError) else "a number has too many digits"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _Reader = Callable[[Iterable[Row | Fault], ReadOptions], Iterator[Outcome]]
 _LOOKED_AT = 20  # rows from the beginning of a file, until one is recognised
+_PAIRS = 'write JSONL, a line such as {"prompt": "...", "chosen": "...", "rejected": "..."} for each comparison'
+_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")  # gzip, zip, zstd, bzip2, xz
 TEXT = "text"  # plain samples: whatever text there is, is one, so it is never guessed from content
 
 
@@ -71,6 +73,8 @@ def read_data(data: bytes, options: ReadOptions, name: str | None = None) -> tup
         return TEXT, tuple(samples.read_text(data, options))
     if not data.strip():
         return name or "", (Fault(1, "the file is empty"),)
+    if (unread := _unread(data)) is not None:
+        return name or "", (Fault(1, unread),)
     rows = list(read_rows(data))
     found = name or detect(row.value for row in rows if isinstance(row, Row))
     if found is None:
@@ -78,9 +82,31 @@ def read_data(data: bytes, options: ReadOptions, name: str | None = None) -> tup
         line = next((row.line for row in rows if isinstance(row, Row)), 1)
         if faults and not any(isinstance(row, Row) for row in rows):
             return "", tuple(faults)
-        known = ", ".join(READABLE)
-        return "", (*faults, Fault(line, f"no format of labels is recognised: name one with --format ({known})"))
+        keys = next((row.value for row in rows if isinstance(row, Row)), {})
+        return "", (*faults, Fault(line, _not_recognised(keys)))
     return found, tuple(FORMATS[found].read(rows, options))
+
+
+def _unread(data: bytes) -> str | None:
+    """What to write instead of a file that is no JSON at all; None where it may be some."""
+    if data.startswith(_PACKED):
+        return "it is compressed: unpack it first"
+    first = data.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0]
+    if data.startswith(b"PAR1") or (first[:1].isalpha() and b"{" not in first and (b"," in first or b"\t" in first)):
+        return f"a table of this kind is not read: {_PAIRS}"
+    return None
+
+
+def _not_recognised(row: Object) -> str:
+    if "annotations" in row:
+        return f'the export of an annotation tool ("annotations") is not read: {_PAIRS}'
+    if isinstance(row.get("completions"), list):
+        return (
+            'completions in a list ("completions") are not read: write a line for each, '
+            '{"query": "...", "sample": {"text": "..."}, "score": 4, "scale": "1-5"}, or '
+            'pairs, {"prompt": "...", "chosen": "...", "rejected": "..."}'
+        )
+    return f"no format of labels is recognised: {_PAIRS}, or name one with --format ({', '.join(READABLE)})"
 
 
 def detect(values: Iterable[Object]) -> str | None:

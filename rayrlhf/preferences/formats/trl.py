@@ -1,4 +1,5 @@
-"""Preference data sets of TRL, JSONL: `prompt`, `chosen`, `rejected`, as texts or as lists of messages.
+"""Preference data sets of TRL, JSONL: `prompt`, `chosen`, `rejected`, as texts or as lists of messages; or a prompt
+that is a text beside `chosen` and `rejected` as messages, which may repeat it.
 
 Without `prompt` it is what `chosen` and `rejected` have in common at their beginning, as in TRL's `extract_prompt`.
 """
@@ -78,12 +79,31 @@ def _texts(value: Object, options: ReadOptions) -> tuple[Item, Item]:
 
 def _conversations(value: Object, options: ReadOptions) -> tuple[Item, Item]:
     chosen, rejected = _messages(value, "chosen"), _messages(value, "rejected")
-    if "prompt" in value:
+    if isinstance(value.get("prompt"), str):
+        prompt, chosen, rejected = _after_text(text_of(value, "prompt"), chosen, rejected)
+    elif "prompt" in value:
         prompt = _messages(value, "prompt")
     else:
         prompt = chosen[: common_length(chosen, rejected)]
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     return _conversation(prompt, chosen, options), _conversation(prompt, rejected, options)
+
+
+def _after_text(
+    prompt: str, chosen: list[Object], rejected: list[Object]
+) -> tuple[list[Object], list[Object], list[Object]]:
+    """Prompt and answers as messages, of a prompt that is a text: what both begin with ends with it, or they leave it
+    out."""
+    asked: Object = {"role": "user", "content": prompt}
+    at = common_length(chosen, rejected)
+    if at == len(chosen) == len(rejected):
+        return [asked], chosen, rejected  # the same answer twice
+    if not at:
+        return [asked], chosen, rejected
+    last = chosen[at - 1]
+    if (last["role"], last["content"]) != ("user", prompt):
+        raise Faulty('the messages that "chosen" and "rejected" begin with do not end with the text of "prompt"')
+    return chosen[:at], chosen[at:], rejected[at:]
 
 
 def _conversation(prompt: list[Object], answer: list[Object], options: ReadOptions) -> Item:
@@ -106,6 +126,8 @@ def _messages(value: Object, key: str) -> list[Object]:
         if not isinstance(message, dict):
             raise Faulty(f'"{key}" has to be a list of messages, not of {shown(message)}')
         text_of(message, "role")
+        if isinstance(message.get("content"), list):
+            raise Faulty('the "content" of a message is a list of parts: write their text as one')
         text_of(message, "content")
     return found
 

@@ -11,14 +11,23 @@ function openHelp() {
   if (!help.open) help.showModal();
 }
 
+// The key that is meant: by what it writes, else by where it lies (AZERTY's digits without shift; Cyrillic, Greek, Arabic).
+function meant(event, known) {
+  const key = event.key.toLowerCase();
+  if (known.includes(key)) return key;
+  const place = /^(?:Key|Digit|Numpad)([A-Z0-9])$/.exec(event.code || "");
+  return place && !/^[a-z0-9]$/.test(key) ? place[1].toLowerCase() : key;
+}
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (help.open) {
     if (event.key === "?") help.close();
     return;
   }
-  const key = event.key.toLowerCase();
-  const pressed = [...document.querySelectorAll("[data-key]")].find((button) => button.dataset.key === key);
+  const buttons = [...document.querySelectorAll("[data-key]")];
+  const key = meant(event, buttons.map((button) => button.dataset.key));
+  const pressed = buttons.find((button) => button.dataset.key === key);
   if (pressed) {
     event.preventDefault();
     pressed.click();
