@@ -642,14 +642,14 @@ MUTATIONS = (
         "sampling.decoding:start_decoding",
         "(mask[:, :longest].cumsum(1) - 1).clamp(min=0)",
         "torch.arange(longest, device=device).expand_as(ids)",
-        SAMPLING + "test_logprobs_are_those_of_a_full_forward",
+        SAMPLING + "test_common_models_are_sampled_by_their_cache",
     ),
     Mutation(
         "a smaller batch keeps the first rows of the mask",
         "sampling.decoding:Decoding.select",
         "self.mask.index_select(0, rows)",
         "self.mask.index_select(0, torch.arange(len(rows)) % len(self.mask))",
-        SAMPLING + "test_logprobs_are_those_of_a_full_forward",
+        SAMPLING + "test_common_models_are_sampled_by_their_cache",
     ),
     Mutation(
         "the prompt's log-probabilities are one token late",
@@ -691,7 +691,7 @@ MUTATIONS = (
         "sampling.prefix_cache:_attends_to_everything",
         "not has_window(model) and ",
         "",
-        CONSTRAINED + "test_windowed_models_are_fed_whole_sequences",
+        CONSTRAINED + "test_a_window_that_no_short_trial_meets_is_told_by_the_config",
     ),
     # Rollouts.
     Mutation(
