@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayrlhf.errors import EpisodeError
 from rayrlhf.policy import score_allowed, score_tokens
@@ -204,6 +204,18 @@ def test_windowed_models_are_fed_whole_sequences(tmp_path: Path) -> None:
         cache.extend([0], [np.append(prompt, 5)])
         cache.following([0], [tokens(6)])
     assert fed == [(1, 30), (1, 31), (1, 32)]
+
+
+def test_a_window_that_no_short_trial_meets_is_told_by_the_config(tmp_path: Path) -> None:
+    """GPT-Neo with a window of 100 tokens: nothing is reused, though short sequences would agree."""
+    config = AutoConfig.from_pretrained(build_tiny_model(tmp_path, "gpt_neo"))
+    config.window_size = 100
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    cache, prompt = PrefixCache(model), np.arange(2, 32)
+    with counted_tokens(model) as fed:
+        cache.extend([0], [prompt])
+        cache.extend([0], [np.append(prompt, 5)])
+    assert fed == [(1, 30), (1, 31)]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -639,23 +639,23 @@ MUTATIONS = (
     ),
     Mutation(
         "positions count the padding",
-        "sampling.transformers_engine:TransformersSampler._prefill",
+        "sampling.decoding:start_decoding",
         "(mask[:, :longest].cumsum(1) - 1).clamp(min=0)",
         "torch.arange(longest, device=device).expand_as(ids)",
-        SAMPLING + "test_logprobs_are_those_of_a_full_forward",
+        SAMPLING + "test_common_models_are_sampled_by_their_cache",
     ),
     Mutation(
         "a smaller batch keeps the first rows of the mask",
-        "sampling.transformers_engine:Decoding.select",
+        "sampling.decoding:Decoding.select",
         "self.mask.index_select(0, rows)",
         "self.mask.index_select(0, torch.arange(len(rows)) % len(self.mask))",
-        SAMPLING + "test_logprobs_are_those_of_a_full_forward",
+        SAMPLING + "test_common_models_are_sampled_by_their_cache",
     ),
     Mutation(
         "the prompt's log-probabilities are one token late",
         "sampling.transformers_engine:TransformersSampler._prefill",
-        "output.logits[:, :-1]",
-        "output.logits[:, 1:]",
+        "self._log_softmax(logits[:, :-1])",
+        "self._log_softmax(logits[:, 1:])",
         ROLLOUT + "test_reference_equals_policy_before_training",
     ),
     Mutation(
@@ -689,9 +689,9 @@ MUTATIONS = (
     Mutation(
         "GPT-Neo's windows are overlooked",
         "sampling.prefix_cache:_attends_to_everything",
-        'local = "local" in getattr(config, "attention_layers", ())',
-        "local = False",
-        CONSTRAINED + "test_windowed_models_are_fed_whole_sequences",
+        "not has_window(model) and ",
+        "",
+        CONSTRAINED + "test_a_window_that_no_short_trial_meets_is_told_by_the_config",
     ),
     # Rollouts.
     Mutation(
