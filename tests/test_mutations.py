@@ -78,13 +78,13 @@ def package() -> str:
     [
         (["wrong: 1.0 + len(set(texts))"], 0, ["caught", "1 mutations, 1 caught, 0 lines to look at"]),
         (
-            ["the same: 1.0 - len({*texts})", "wrong: 1.0 + len(set(texts))", "no program: 1.0 - len(set(words))"],
+            ["the same: 1.0 - len({*texts})", "wrong: 1.0 + len(set(texts))", "no program: 1.0 - len(set(unheard_of))"],
             1,
             [
                 "SURVIVED",
                 "caught",
                 "BROKEN",
-                "name 'words' is not defined",
+                "name 'unheard_of' is not defined",
                 "3 mutations, 1 caught, 2 lines to look at",
             ],
         ),
