@@ -4,6 +4,8 @@ plain pass over whole sequences, padded on the right, that all else is held agai
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,13 +16,23 @@ CACHES = ("past_key_values", "cache_params")
 
 def takes(model: nn.Module, name: str) -> bool:
     """Whether the forward pass has a parameter of this name. What it takes beside them it may ignore."""
-    return name in inspect.signature(model.forward).parameters
+    return name in _parameters(model)
 
 
 def taken(model: nn.Module, **options: Any) -> dict[str, Any]:
     """Those of the options that the forward pass has parameters for."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = _parameters(model)
     return {name: value for name, value in options.items() if name in parameters}
+
+
+def _parameters(model: nn.Module) -> frozenset[str]:
+    return _names(getattr(model.forward, "__func__", model.forward))
+
+
+@lru_cache
+def _names(function: Callable[..., Any]) -> frozenset[str]:
+    """Remembered: it is asked at every token, and to look takes some percent of a small model's step."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def cache_name(model: nn.Module) -> str | None:
