@@ -28,6 +28,8 @@ def read_version(folder: Path, layout: Mapping[str, Any]) -> int:
     Raises:
         CheckpointError: there is no state, or it was written with other settings than `layout`.
     """
+    if not (folder / STATE_FILE).is_file():
+        raise CheckpointError(f"{folder} holds no learner state: there is no {STATE_FILE} in it")
     saved = read_record(
         folder / STATE_FILE, dict[str, Any], CheckpointError, f"{folder} holds no learner state that can be read"
     )

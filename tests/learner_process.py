@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForCausalLM
 
 from rayrlhf.algorithm_config import AdamWConfig, OptimizerConfig, SGDConfig
 from rayrlhf.config import LearnerConfig
@@ -32,7 +33,6 @@ from rayrlhf.learner import Learner
 from rayrlhf.losses import ClippedLoss, Objective, PolicyGradientLoss, PolicyLoss, selected_logprobs
 from rayrlhf.micro_batches import MicroBatch, collate, plan_micro_batches
 from rayrlhf.packed_sequences import Limits, pack_sequences
-from rayrlhf.policy import load_policy
 from rayrlhf.types import Minibatch, TrainingBatch, TrainingSequence, UpdateReport, Weights
 
 STAGES = (0, 1, 2, 3)
@@ -190,9 +190,8 @@ def loop_run(case: Case, model: str, rank: int, world: int) -> Recorded:
 
 
 def load_policy_plain(model: str) -> torch.nn.Module:
-    from rayrlhf.config import ModelConfig
-
-    policy = load_policy(ModelConfig(path=model))
+    """The layers of any model's folder, a reward model's too, without anything of ours."""
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     for part in policy.modules():
         if isinstance(part, torch.nn.Embedding):
             part.padding_idx = None
