@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rayrlhf.errors import LearnerError
+from rayrlhf.errors import LearnerError, StorageError, UserError
 from rayrlhf.files import append_to, replace_file
 from rayrlhf.strategy import bucket_elements, known_types_only, prepare_environment, ray_deepspeed
 
@@ -272,6 +272,17 @@ def fitting(settings: SupervisedSettings, work: Path) -> SupervisedSettings:
 def train_on_worker(config: Mapping[str, Any]) -> None:
     """One Ray Train worker: from the last checkpoint, if there is one, to the end. `config`: `as_config`'s."""
     work = Path(config["work"])
+    try:
+        _train_on_worker(config, work)
+    except StorageError:
+        raise
+    except UserError as error:
+        # Raised, it would be taken for a failure of the machine, and be repeated after every restart.
+        if ray.train.get_context().get_world_rank() == 0:
+            replace_file(work / FAULT, [str(error).encode("utf-8", "surrogatepass")])
+
+
+def _train_on_worker(config: Mapping[str, Any], work: Path) -> None:
     settings = fitting(SupervisedSettings(**config["settings"]), work)
     build: Build = config["build"]
     prepare_environment(settings.device)
@@ -305,10 +316,6 @@ def train_on_worker(config: Mapping[str, Any]) -> None:
     )
     try:
         _fit_from_last_checkpoint(trainer, module)
-    except LearnerError as error:
-        # Raised, it would be taken for a failure of the machine, and be repeated after every restart.
-        if ray.train.get_context().get_world_rank() == 0:
-            replace_file(work / FAULT, [str(error).encode()])
     except torch.OutOfMemoryError:
         with append_to(work / TOO_MANY) as file:
             file.write(f"{settings.examples_per_forward}\n".encode())

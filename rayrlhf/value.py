@@ -236,6 +236,8 @@ def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu
         CheckpointError: the folder holds no value network that can be read, or `policy` is missing or does not fit.
     """
     folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file():
+        raise CheckpointError(f"{folder} holds no value network that can be read: there is no {DESCRIPTION} in it")
     try:
         found = read_json(folder / DESCRIPTION, CheckpointError)
         description = typed(_Description, found, str(folder / DESCRIPTION), CheckpointError)

@@ -21,6 +21,7 @@ torch.set_num_threads(1)
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job ignores it, and so would all we start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under nohup
 
 LONGEST_FILES = (
     "test_readme", "test_training", "test_supervised", "test_game_training", "test_worker", "test_sweep", "test_loop",

@@ -80,7 +80,7 @@ def no_numbers(model: Path) -> None:
         (too_few_embeddings, "its embedding only 200"),
         (no_tokenizer, "its tokenizer does not load"),
         (not_a_language_model, "vit is no causal language model"),
-        (broken_config, "does not load"),
+        (broken_config, r"config\.json: not JSON"),
         (lacks_weights, "model.norm.weight"),
         (lambda model: (model / "config.json").unlink(), "no config.json"),
         (shutil.rmtree, "no such folder"),

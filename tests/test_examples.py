@@ -130,7 +130,7 @@ def test_a_transcript_without_a_persons_moves(tmp_path: Path) -> None:
     [
         ({"mode": "human"}, "needs agent.examples.transcript"),
         ({"mode": "valid", "transcript": "a.jsonl"}, "is of mode human, not of valid"),
-        ({"mode": "human", "transcript": "missing.jsonl"}, "missing.jsonl cannot be read"),
+        ({"mode": "human", "transcript": "missing.jsonl"}, "missing.jsonl: cannot be read"),
     ],
 )
 def test_settings_that_do_not_fit(config: dict[str, object], message: str) -> None:
