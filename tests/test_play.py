@@ -545,7 +545,7 @@ def test_a_transcript_reads_back_equal_and_faults_name_their_line(
     with pytest.raises(TranscriptError, match="schema version 2"):
         read_transcript(path)
     path.write_text("hello")
-    with pytest.raises(TranscriptError, match=r"played\.jsonl:1 is no JSON"):
+    with pytest.raises(TranscriptError, match=r"played\.jsonl:1: not JSON"):
         read_transcript(path)
     with pytest.raises(TranscriptError, match="cannot be read"):
         read_transcript(tmp_path / "missing.jsonl")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -25,7 +26,7 @@ def family_of(process: subprocess.Popen[str], token: str) -> list[psutil.Process
     found = []
     for one in psutil.process_iter():
         try:
-            marked = token.encode() in Path(f"/proc/{one.pid}/environ").read_bytes()  # titles hide the first part
+            marked = token.encode() in Path(f"/proc/{one.pid}/environ").read_bytes()  # a title may hide it
             if marked and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one)
         except (psutil.Error, OSError):
@@ -33,10 +34,10 @@ def family_of(process: subprocess.Popen[str], token: str) -> list[psutil.Process
     return found
 
 
-def gone_in_time(process: subprocess.Popen[str], token: str) -> list[list[str]]:
-    """Command lines of what is left of a run 15 s after its signal; what is left is ended."""
+def gone_in_time(process: subprocess.Popen[str], token: str, seen: Iterable[psutil.Process] = ()) -> list[list[str]]:
+    """Command lines of what is left of a run 15 s after its signal, of those `seen` before too; what is left is ended."""
     deadline = time.monotonic() + GONE_S
-    while (left := family_of(process, token)) and time.monotonic() < deadline:
+    while (left := alive([*family_of(process, token), *seen])) and time.monotonic() < deadline:
         time.sleep(0.1)
     told = []
     for one in left:
@@ -46,6 +47,10 @@ def gone_in_time(process: subprocess.Popen[str], token: str) -> list[list[str]]:
         except psutil.NoSuchProcess:
             continue
     return told
+
+
+def alive(processes: Iterable[psutil.Process]) -> set[psutil.Process]:
+    return {one for one in processes if one.is_running() and line(one)}  # a zombie has no command line
 
 
 def started(tiny_model: Path, folder: Path, name: str) -> tuple[subprocess.Popen[str], str]:
@@ -62,13 +67,15 @@ def test_a_signal_while_ray_starts_leaves_no_process(tiny_model: Path, tmp_path:
     number = {"gcs_server": signal.SIGTERM, "raylet": signal.SIGHUP, "DashboardAgent": signal.SIGKILL}[daemon]
     process, token = started(tiny_model, tmp_path, "starting")
     deadline = time.monotonic() + 300
-    while not any(daemon in " ".join(line(one)) for one in family_of(process, token)):
+    seen: set[psutil.Process] = set()
+    while not any(daemon in " ".join(line(one)) for one in seen):
+        seen = alive([*seen, *psutil.Process(process.pid).children(recursive=True)])
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    assert not gone_in_time(process, token)
+    assert not gone_in_time(process, token, seen)
     if number != signal.SIGKILL:
         assert process.returncode == 130
         assert "Traceback" not in errors
