@@ -21,7 +21,7 @@ from rayrlhf.metrics import comparable, read_metrics, read_samples
 TIMEOUT_S = 1200.0  # of a run that comes to an end by itself, on a machine that is busy with other things
 
 
-def small_config(model: Path, storage: Path, name: str, **changes: Any) -> RunConfig:
+def small_config(model: Path, storage: Path, name: str, /, **changes: Any) -> RunConfig:
     """Four iterations of 2 groups of 3 on a tiny model with one worker and one rank, each with a checkpoint."""
     values: dict[str, Any] = {
         "name": name, "storage_path": str(storage), "iterations": 4, "baseline_episodes": 4,
