@@ -300,9 +300,7 @@ def train(
         check_started_from(folder, start.model)
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
-        for warning in parts.warnings():
-            progress.message(warning)
-        for line in told:
+        for line in (*parts.warnings(), *told):
             progress.message(line)
         stack.enter_context(ray_session(config))
         if gang is None:
