@@ -33,7 +33,7 @@ test-slow: setup  ## the tests that take minutes each
 	@"$(VENV)/bin/python" -m pytest -m slow $(TESTS) $(ARGS)
 
 test-faults: setup  ## kills, full disks, lost objects and other faults, put into real runs: docs/faults.md
-	@"$(VENV)/bin/python" -m pytest -m faults $(or $(TESTS),tests/faults) $(ARGS)
+	@"$(VENV)/bin/python" -m pytest -m faults -n $(TEST_PROCESSES) --dist worksteal $(or $(TESTS),tests/faults) $(ARGS)
 
 mutations: setup  ## wrong lines, one at a time in a copy of the code: each is to fail a test; ARGS="whitened KL" for some
 	@"$(VENV)/bin/python" -m tests.mutations $(ARGS)

@@ -20,7 +20,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.detector import Detector
 from rayrlhf.dumps import KeptBatch
-from rayrlhf.environments import check_environment, prepare_environment
+from rayrlhf.environments import EnvironmentSettings, check_environment, prepare_environment
 from rayrlhf.errors import DivergenceError, NotFiniteError, RolloutError, RunPaused, StorageError, UserError
 from rayrlhf.gang import Gang
 from rayrlhf.guard import Guard
@@ -40,6 +40,7 @@ from rayrlhf.room import check_start, processes_of
 from rayrlhf.run_folder import RunFolder, refuse_taken
 from rayrlhf.run_length import continued
 from rayrlhf.run_parts import (
+    StartingPoint,
     check_agent,
     check_started_from,
     device_of,
@@ -55,7 +56,7 @@ from rayrlhf.run_state import RunState
 from rayrlhf.schedule import Schedule, make_schedule
 from rayrlhf.summary import RunSummary, summarise
 from rayrlhf.trust import code_of_run, remember
-from rayrlhf.types import EpisodeScore, EpisodeSpec, FloatArray, Trajectory
+from rayrlhf.types import EpisodeScore, EpisodeSpec, FloatArray, Split, Trajectory
 from rayrlhf.worker import PlayedBatch, PublishedWeights, RolloutPool
 from rayrlhf.worker_death import Died
 
@@ -278,15 +279,7 @@ def train(
     if not resume:
         refuse_taken(config)
     config, told = continued(config) if resume else (config, [])
-    environments = environment_settings(config)
-    for settings in environments.values():
-        check_environment(settings)
-    check_agent(config)
-    algorithm = build_algorithm(config.algorithm, config.schedule_length)
-    start = None if config.model.scratch else starting_point(config, config.model)
-    schedule = make_schedule(config, "held_out" in environments)
-    prepare_environment(environments["train"])
-    learner_device = device_of(config, config.learner.gpus_per_rank)
+    job = checked(config)
     with contextlib.ExitStack() as stack:
         if gang is None:  # whoever has placed the gang ends it
             stack.enter_context(reaped())
@@ -295,8 +288,7 @@ def train(
         open_folder = RunFolder.resume if resume else RunFolder.create
         folder = stack.enter_context(open_folder(config, dump_config(config)))
         remember(folder.path, code_of_run(config))
-        if start is None:
-            start = starting_point(config, scratch_model(config, environments, folder.path / "model"))
+        start = job.start or starting_point(config, scratch_model(config, job.environments, folder.path / "model"))
         check_started_from(folder, start.model)
         progress = stack.enter_context(Progress(config.iterations))
         announce(progress, config, start.prompts, folder)
@@ -306,30 +298,9 @@ def train(
         if gang is None:
             check_resources(config)
         check_shared_storage(folder.path)
-        learner = LearnerGroup(learner_settings(config, start.model, algorithm.objective, learner_device), gang)
-        stack.callback(learner.close)
-        rollouts = RolloutPool(worker_settings(config, start, environments), config.rollout, gang)
-        stack.callback(rollouts.close)
-        parts.start(gang)
-        rank_nodes, worker_nodes = set(learner.start()), set(rollouts.ready())
-        progress.message(
-            f"{config.rollout.workers} rollout workers on {len(worker_nodes)} of {len(worker_nodes | rank_nodes)} nodes, "
-            f"{config.learner.ranks} learner ranks on {len(rank_nodes)}"
-        )
+        actors = stack.enter_context(started(job, start, parts, progress, gang))
         log = stack.enter_context(MetricsLog(folder))
-        checkpoints = CheckpointStore(
-            folder.checkpoints,
-            config.checkpoint.keep,
-            config.checkpoint.keep_trainer_state,
-            config.detector.rollback_onset,
-        )
-        gap = logprob_gap(config)
-        guard = Guard(config.detector, Detector(config.detector, gap), AlarmLog(folder), progress)
-        observer = observer or Observer()
-        state = RunState(algorithm, learner, guard, log, checkpoints, progress, observer.checkpoint_saved)
-        trainer = Trainer(
-            schedule, rollouts, rewards, algorithm, learner, log, guard, state, progress, gap[1], observer
-        )
+        trainer = assembled(job, actors, rewards, folder, log, progress, observer or Observer())
         try:
             trainer.run(resume)
         except DivergenceError:
@@ -337,10 +308,79 @@ def train(
             raise
         summary = summarise(folder.path)
         write_report(folder.path)
-        for line in outcome(summary):
+        for line in (*outcome(summary), f"report: {folder.report}"):
             progress.message(line)
-        progress.message(f"report: {folder.report}")
     return summary
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a run is, checked as far as can be before anything of it exists."""
+
+    config: RunConfig
+    environments: Mapping[Split, EnvironmentSettings]
+    algorithm: Algorithm
+    start: StartingPoint | None  # None: from scratch, once there is a folder for the model
+    schedule: Schedule
+    learner_device: str
+
+
+def checked(config: RunConfig) -> Job:
+    """Raises the UserError of whatever the config names and cannot be used."""
+    environments = environment_settings(config)
+    for settings in environments.values():
+        check_environment(settings)
+    check_agent(config)
+    algorithm = build_algorithm(config.algorithm, config.schedule_length)
+    start = None if config.model.scratch else starting_point(config, config.model)
+    schedule = make_schedule(config, "held_out" in environments)
+    prepare_environment(environments["train"])
+    return Job(config, environments, algorithm, start, schedule, device_of(config, config.learner.gpus_per_rank))
+
+
+@contextlib.contextmanager
+def started(
+    job: Job, start: StartingPoint, parts: RunRewards, progress: Progress, gang: Gang | None
+) -> Iterator[tuple[LearnerGroup, RolloutPool]]:
+    """The actors of a run, ready; they end with the context. Raises a UserError that names what did not start."""
+    config = job.config
+    with contextlib.ExitStack() as stack:
+        learner = LearnerGroup(learner_settings(config, start.model, job.algorithm.objective, job.learner_device), gang)
+        stack.callback(learner.close)
+        rollouts = RolloutPool(worker_settings(config, start, job.environments), config.rollout, gang)
+        stack.callback(rollouts.close)
+        parts.start(gang)
+        rank_nodes, worker_nodes = set(learner.start()), set(rollouts.ready())
+        progress.message(
+            f"{config.rollout.workers} rollout workers on {len(worker_nodes)} of {len(worker_nodes | rank_nodes)} nodes, "
+            f"{config.learner.ranks} learner ranks on {len(rank_nodes)}"
+        )
+        yield learner, rollouts
+
+
+def assembled(
+    job: Job,
+    actors: tuple[LearnerGroup, RolloutPool],
+    rewards: ResponseScorer,
+    folder: RunFolder,
+    log: MetricsLog,
+    progress: Progress,
+    observer: Observer,
+) -> Trainer:
+    """The trainer of a run, put together from its parts."""
+    config, (learner, rollouts) = job.config, actors
+    checkpoints = CheckpointStore(
+        folder.checkpoints,
+        config.checkpoint.keep,
+        config.checkpoint.keep_trainer_state,
+        config.detector.rollback_onset,
+    )
+    gap = logprob_gap(config)
+    guard = Guard(config.detector, Detector(config.detector, gap), AlarmLog(folder), progress)
+    state = RunState(job.algorithm, learner, guard, log, checkpoints, progress, observer.checkpoint_saved)
+    return Trainer(
+        job.schedule, rollouts, rewards, job.algorithm, learner, log, guard, state, progress, gap[1], observer
+    )
 
 
 def outcome(summary: RunSummary) -> list[str]:

@@ -72,16 +72,26 @@ def wait_for_child(process: subprocess.Popen[str], name: str) -> psutil.Process:
     raise AssertionError(f"no process of {name}")
 
 
+def recorded(folder: Path) -> int:
+    """Lines of the metrics of the run at `folder`: its iterations and, where it plays one, the baseline."""
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
 def wait_for_iteration(folder: Path, iteration: int, process: subprocess.Popen[str]) -> None:
     """Waits until a run has recorded an iteration."""
     deadline = time.monotonic() + TIMEOUT_S
-    metrics = folder / "metrics.jsonl"
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        if metrics.exists() and metrics.read_bytes().count(b"\n") > iteration:
+        if recorded(folder) > iteration:
             return
         time.sleep(0.02)
     raise AssertionError("the run did not get so far")
+
+
+def resuming(folder: Path) -> list[str]:
+    """The option with which a run goes on; none where it has not begun."""
+    return ["--resume"] if folder.exists() else []
 
 
 def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
