@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -57,20 +60,42 @@ def printable(text: str) -> str:
     return _NOT_SHOWN.sub("\N{REPLACEMENT CHARACTER}", shown)
 
 
-def read_bytes(path: Path, fault: type[UserError], place: str = "") -> bytes:
-    """Raises `fault`, naming the file, where it cannot be read. place: its name in messages, where not its path."""
-    try:
+def read_bytes(path: Path, fault: type[UserError], place: str = "", piped: bool = False) -> bytes:
+    """What a file holds. Raises `fault`, naming the file, where it cannot be read, or is none: see `check_file`.
+
+    place: its name in messages, where not its path. piped: it may be a pipe, as what a person gives may.
+    """
+    if not piped:
+        check_file(path, fault, place)
+    with _unreadable(path, fault, place):
         return path.read_bytes()
+
+
+def check_file(path: Path, fault: type[UserError], place: str = "") -> None:
+    """Before a file is read whose name somebody else may have given: a pipe is waited for, a device read, without end.
+
+    Raises `fault`, naming it, where it is neither a file nor a folder, or there is nothing.
+    """
+    with _unreadable(path, fault, place):
+        mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise fault(f"{place or path}: is no file but a pipe or a device: write what it holds to a file, and name that")
+
+
+@contextmanager
+def _unreadable(path: Path, fault: type[UserError], place: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise fault(f"{place or path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_text(path: Path, fault: type[UserError], place: str = "") -> str:
+def read_text(path: Path, fault: type[UserError], place: str = "", piped: bool = False) -> str:
     """The text of a file; a byte order mark goes. Raises `fault`, naming file and line, where it is not UTF-8.
 
-    place: the file's name in messages, where not its path.
+    place, piped: as in `read_bytes`.
     """
-    return decoded(read_bytes(path, fault, place), place or str(path), fault)
+    return decoded(read_bytes(path, fault, place, piped), place or str(path), fault)
 
 
 def decoded(raw: bytes, place: str, fault: type[UserError]) -> str:
