@@ -115,7 +115,6 @@ def test_a_persons_config_is_their_word_and_a_runs_config_is_not(
 def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run whose config names a reward and an environment that would run a command."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "stranger"
     run.mkdir()
@@ -170,9 +169,12 @@ def test_a_word_is_none_where_a_dimension_of_a_strangers_sweep_comes_after_it(
     require_own_sweep(str(file), load_sweep(str(file), own), own, Trust())
 
 
-def test_a_home_folder_in_a_sweeps_base_is_the_folder_that_is_loaded(strangers: Path) -> None:
+def test_a_home_folder_in_a_sweeps_base_is_the_folder_that_is_loaded(
+    strangers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rayrlhf.tune.sweep_code import require_own_sweep
 
+    monkeypatch.setenv("HOME", str(strangers.parent))
     file = strangers.parent / "sweep.yaml"
     file.write_text("name: s\nseeds: 2\nbase: ~/stranger/config.yaml\n")
     with pytest.raises(UntrustedCodeError, match="stranger names code"):
@@ -188,7 +190,9 @@ def test_a_home_folder_in_a_sweeps_base_is_the_folder_that_is_loaded(strangers: 
 def test_a_config_of_a_made_folder_is_no_persons_word(command: str, strangers: Path) -> None:
     """Whichever command reads it; nothing is begun, and nothing remembered."""
     (strangers.parent / "mine.yaml").write_text("task: {recipe: stranger/config.yaml}\n")
-    (strangers / "sessions.jsonl").rename(strangers / ("ratings.sqlite" if "stranger " in command else "sessions.jsonl"))
+    (strangers / "sessions.jsonl").rename(
+        strangers / ("ratings.sqlite" if "stranger " in command else "sessions.jsonl")
+    )
     (strangers / "project.yaml").write_text("checks: {command: [touch, ran]}\n")
     with pytest.raises(UntrustedCodeError, match="--trust"):
         app(command.split(), prog_name="rayrlhf", standalone_mode=False)
@@ -202,7 +206,7 @@ def test_what_is_no_file_is_read_only_where_a_person_gives_it(tmp_path: Path, ki
     if kind == "pipe":
         os.mkfifo(path)
     else:
-        path.symlink_to("/dev/zero")
+        path.symlink_to("/dev/null")
     with pytest.raises(ConfigError, match=r"config.yaml: is no file but a pipe or a device"):
         load_config(str(path))
     if kind == "pipe":
