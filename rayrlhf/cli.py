@@ -45,7 +45,7 @@ def train(
     from rayrlhf.trust import Trust, code_of_run, require_own_config
 
     file, words = split_arguments([word for word in (source, *(overrides or [])) if word is not None])
-    config = load_config(file, words)
+    config = load_config(file, words, piped=True)
     if dry_run:
         say(dump_config(config), end="")
         return
@@ -246,13 +246,17 @@ def imitate(
     games: Annotated[int, typer.Option(min=1, help="Training games whose solutions are shown.")] = 200,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all turns.")] = 10,
     turns_per_step: Annotated[int, typer.Option(min=1, help="Turns behind one optimizer step.")] = 64,
+    trust: TrustOption = None,
 ) -> None:
     """Train a policy on the known solutions of a recipe's games, to start reinforcement learning from it."""
     from rayrlhf.config_loading import load_config
+    from rayrlhf.trust import Trust, code_of_run, require_own_config
+
+    config = load_config(source, overrides or [], piped=True)
+    require_own_config(source, code_of_run(config), overrides or [], Trust.of(trust))
     from rayrlhf.imitation import ImitationSettings
     from rayrlhf.imitation import imitate as train_on_solutions
 
-    config = load_config(source, overrides or [])
     say(str(train_on_solutions(config, output, ImitationSettings(games, epochs, turns_per_step))))
 
 

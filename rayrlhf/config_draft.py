@@ -120,13 +120,18 @@ class Draft:
         self._overrides = 0  # how many were applied
 
     @classmethod
-    def read(cls, path: Path, origin: str) -> Draft:
-        """Reads a YAML file.
+    def read(cls, path: Path, origin: str, piped: bool = False) -> Draft:
+        """Reads a YAML file. piped: it may be a pipe, as what a person gives may.
 
         Raises:
             ConfigError: the file cannot be read, is not UTF-8, not YAML, empty, or holds no `key: value` lines.
         """
-        document = _parse_file(read_text(path, ConfigError, origin), origin)
+        return cls.of_text(read_text(path, ConfigError, origin, piped), origin)
+
+    @classmethod
+    def of_text(cls, text: str, origin: str) -> Draft:
+        """What a YAML file says. Raises ConfigError as `read`."""
+        document = _parse_file(text, origin)
         lines = _lines(document)
         try:
             tree = _plain(document)

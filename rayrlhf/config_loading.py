@@ -18,6 +18,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.config_draft import Draft
 from rayrlhf.config_faults import faults_of, suggestion
 from rayrlhf.errors import ConfigError
+from rayrlhf.reading import expanded
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "alliteration"
@@ -43,7 +44,7 @@ def recipes() -> list[Recipe]:
     return sorted(found, key=lambda recipe: recipe.name)
 
 
-def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(source: str | None = None, overrides: Sequence[str] = (), piped: bool = False) -> RunConfig:
     """Reads a run's config.
 
     Args:
@@ -51,13 +52,14 @@ def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> Run
             a file of the same name; `./name` is always the file.
         overrides: dotted keys with YAML values, applied in order: `rollout.workers=4`, `reward=[a, b]`,
             `reward.0.weight=0.5`, `environment.prompts.text=` (null).
+        piped: whether the source may be a pipe (`rayrlhf train <(make-config)`): only where a person gave it.
 
     Raises:
         ConfigError: with a line for each fault, all at once: `my.yaml:4: rollout.wrokers: unknown key, did you
             mean rollout.workers?` or `override rollout.wrokers=4: unknown key, ...`.
     """
     path, origin = _locate(DEFAULT_RECIPE if source is None else source)
-    draft = Draft.read(path, origin)
+    draft = Draft.read(path, origin, piped)
     faults: list[str] = []
     for override in overrides:
         try:
@@ -113,12 +115,12 @@ def _locate(source: str) -> tuple[Path, str]:
     known = {recipe.name: recipe.path for recipe in recipes()}
     if source in known:
         return known[source], f"recipes/{source}.yaml"
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         inside = path / "config.yaml"
         hint = f"; did you mean {inside}?" if inside.is_file() else "; give a YAML file or a recipe"
         raise ConfigError(f"{source}: is a folder{hint}")
-    if path.exists():  # a pipe is as good as a file: `rayrlhf train <(make-config)`
+    if path.exists():
         return path, source
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise ConfigError(f"{source}: there is no such file (in {Path.cwd()})")

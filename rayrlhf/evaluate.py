@@ -49,7 +49,7 @@ from rayrlhf.rollout import deal_specs, play_episodes
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.terminal_output import plain_console
-from rayrlhf.trust import NOBODY, Trust, code_of_environment, code_of_rewards, trusted_model
+from rayrlhf.trust import NOBODY, Trust, code_of_environment, code_of_rewards, require_own_config, trusted_model
 from rayrlhf.types import Trajectory, Turn, ValueQuery
 from rayrlhf.value import load_value, query_values
 
@@ -106,7 +106,7 @@ def find_subject(source: str, recipe: str | None, trust: Trust = NOBODY) -> Subj
     Raises:
         ConfigError: a run with a recipe, a model without one.
         CheckpointError: the run has no intact checkpoint.
-        UntrustedCodeError: the run's config names code that nobody trusts.
+        UntrustedCodeError: the run's config names code that nobody trusts, or the recipe is a run's and does.
     """
     folder = Path(source)
     if (folder / "config.yaml").is_file():
@@ -127,7 +127,8 @@ def find_subject(source: str, recipe: str | None, trust: Trust = NOBODY) -> Subj
         )
     if recipe is None:
         raise ConfigError(f"{source} is no run's folder; to evaluate a model say in which environment: --recipe NAME")
-    config = load_config(recipe)
+    config = load_config(recipe, piped=True)
+    require_own_config(recipe, code_of_environment(config.environment.name), (), trust)
     return Subject(Path(source).absolute().name, trusted_model(ModelConfig(path=source), source, trust), config)
 
 

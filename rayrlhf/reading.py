@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,24 +29,23 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _NOT_SHOWN = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # of JSON, and whole strings, which may hold some
 SHOWN = 200  # characters of a stranger's text that a message repeats
+LARGEST = 1e100  # of the numbers in records
 MAX_DEPTH = 100  # of nested JSON and YAML: what is deeper can be read, but not always compared or written
 
 
+def is_number(value: float) -> bool:
+    """Whether a record may hold it: finite, and so far from the end of the floats that sums and squares are finite."""
+    return abs(value) <= LARGEST
+
+
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-        raise ValueError("it has to be a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_number(value):
+        raise ValueError(f"it has to be a finite number, at most {LARGEST:g}")
     return value
 
 
-def _is_finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # an integer beyond the floats
-        return False
-
-
 Number = Annotated[float, PlainValidator(_number)]
-"""Of a record: finite; no text, no truth value."""
+"""Of a record: see `is_number`; no text, no truth value."""
 Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 """Of a record: an integer of 64 bits."""
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
@@ -57,20 +60,54 @@ def printable(text: str) -> str:
     return _NOT_SHOWN.sub("\N{REPLACEMENT CHARACTER}", shown)
 
 
-def read_bytes(path: Path, fault: type[UserError], place: str = "") -> bytes:
-    """Raises `fault`, naming the file, where it cannot be read. place: its name in messages, where not its path."""
-    try:
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as the home folder; where nobody has that name, as it stands, for whoever reads it to say so."""
+    return Path(os.path.expanduser(path))
+
+
+def read_bytes(path: Path, fault: type[UserError], place: str = "", piped: bool = False) -> bytes:
+    """What a file holds. Raises `fault`, naming the file, where it cannot be read, or is none: see `check_file`.
+
+    place: its name in messages, where not its path. piped: it may be a pipe, as what a person gives may.
+    """
+    if not piped:
+        check_file(path, fault, place)
+    with _unreadable(path, fault, place):
         return path.read_bytes()
+
+
+def check_file(path: Path, fault: type[UserError], place: str = "") -> None:
+    """Before a file is read whose name somebody else may have given: a pipe is waited for, a device read, without end.
+
+    Raises `fault`, naming it, where it is neither a file nor a folder, or there is nothing.
+    """
+    with _unreadable(path, fault, place):
+        mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise fault(f"{place or path}: is no file but a pipe or a device: write what it holds to a file, and name that")
+
+
+def check_files(folder: Path, fault: type[UserError]) -> None:
+    """`check_file` of what lies in a folder or in one of its folders: where a library opens what it finds there."""
+    for entry in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if entry.exists():
+            check_file(entry, fault)
+
+
+@contextmanager
+def _unreadable(path: Path, fault: type[UserError], place: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise fault(f"{place or path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_text(path: Path, fault: type[UserError], place: str = "") -> str:
+def read_text(path: Path, fault: type[UserError], place: str = "", piped: bool = False) -> str:
     """The text of a file; a byte order mark goes. Raises `fault`, naming file and line, where it is not UTF-8.
 
-    place: the file's name in messages, where not its path.
+    place, piped: as in `read_bytes`.
     """
-    return decoded(read_bytes(path, fault, place), place or str(path), fault)
+    return decoded(read_bytes(path, fault, place, piped), place or str(path), fault)
 
 
 def decoded(raw: bytes, place: str, fault: type[UserError]) -> str:

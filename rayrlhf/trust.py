@@ -18,15 +18,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rayrlhf.errors import ModelError, UserError
 from rayrlhf.plugins import Kind, is_own
-from rayrlhf.reading import SHOWN, printable, read_json
+from rayrlhf.reading import SHOWN, expanded, printable, read_json
 from rayrlhf.terminal_output import say
 
 if TYPE_CHECKING:
     from rayrlhf.config import ModelConfig, RunConfig
     from rayrlhf.preferences.project import ProjectConfig
 
-_MADE_BESIDE = ("sessions.jsonl", "metrics.jsonl", "samples.jsonl", "checkpoints", "batch.json", "trials.jsonl")
-"""What lies beside a config that a run, a kept batch or a sweep wrote, and beside none that a person wrote."""
+_MADE_BESIDE = (
+    "sessions.jsonl", "metrics.jsonl", "samples.jsonl", "checkpoints", "batch.json", "trials.jsonl", "ratings.sqlite",
+    "rounds",
+)  # fmt: skip
+"""What lies beside a config in the folder of a run, a kept batch, a sweep or a project, and beside none that a person
+keeps elsewhere."""
 
 
 class UntrustedCodeError(UserError):
@@ -52,7 +56,7 @@ class Trust:
 
     def covers(self, source: str | Path) -> bool:
         """Whether `source`, a folder, a file or a model's name, was named, or lies in a folder that was."""
-        return any(str(source) == given or _lies_in(Path(source), Path(given)) for given in self.sources)
+        return any(str(source) == given or _lies_in(expanded(source), expanded(given)) for given in self.sources)
 
     def require(self, source: str | Path, code: Sequence[Code]) -> None:
         """Says what `source` is about to run, where it runs anything that is not RayRLHF's own.
@@ -80,11 +84,15 @@ def code_of_plugins(config: RunConfig) -> list[Code]:
 
 
 def code_of_environment(name: str) -> list[Code]:
-    return _plugin("environment", name, "environment")
+    return _plugin("environment", name, "environment.name")
 
 
 def code_of_rewards(config: RunConfig) -> list[Code]:
-    return [code for part in config.reward for code in _plugin("reward", part.name, "reward")]
+    return [
+        code
+        for index, part in enumerate(config.reward)
+        for code in _plugin("reward", part.name, f"reward.{index}.name")
+    ]
 
 
 def code_of_run(config: RunConfig) -> list[Code]:
@@ -95,9 +103,12 @@ def code_of_run(config: RunConfig) -> list[Code]:
 
 
 def code_of_rating(config: ProjectConfig) -> list[Code]:
-    """What shows, checks and plays the texts of a project."""
+    """What shows, checks and plays the texts of a project; its regular expressions too, which some texts stop at for
+    ever."""
     checks, rating = config.checks, config.rating
-    found = []
+    header = checks.compressibility.header if checks.compressibility is not None else None
+    patterns = {"checks.pattern": checks.pattern, "checks.compressibility.header": header}
+    found = [Code(key, f"the regular expression {pattern}") for key, pattern in patterns.items() if pattern is not None]
     if checks.validity is not None:
         found.append(Code("checks.validity", checks.validity))
     if checks.command:
@@ -111,13 +122,20 @@ def code_of_rating(config: ProjectConfig) -> list[Code]:
 
 def code_of_task(config: ProjectConfig) -> list[Code]:
     """What the recipe of a project's task names, as it stands and with the settings of the loop's runs."""
+    found = dict.fromkeys(
+        Code(f"task.{code.key}", code.what) for _, run in _task_runs(config) for code in code_of_run(run)
+    )
+    rater = config.loop.rater
+    return [*found, *(_plugin("reward", rater.rule, "loop.rater.rule") if rater is not None else [])]
+
+
+def _task_runs(config: ProjectConfig) -> list[tuple[Sequence[str], RunConfig]]:
+    """The overrides of a project's task, and of its loop's runs, each with what the recipe is with them."""
     from rayrlhf.config_loading import load_config
 
     task = config.task
-    runs = [load_config(task.recipe, words) for words in (task.overrides, (*task.overrides, *config.loop.optimise))]
-    found = dict.fromkeys(Code(f"task.{code.key}", code.what) for run in runs for code in code_of_run(run))
-    rater = config.loop.rater
-    return [*found, *(_plugin("reward", rater.rule, "loop.rater.rule") if rater is not None else [])]
+    both = (task.overrides, (*task.overrides, *config.loop.optimise))
+    return [(words, load_config(task.recipe, words)) for words in both]
 
 
 def code_of_project(config: ProjectConfig) -> list[Code]:
@@ -142,37 +160,46 @@ def trusted_model(model: ModelConfig, source: str | Path, trust: Trust) -> Model
     """The model of a folder: its own code runs where the command line trusts the folder, whatever the folder says."""
     covered = trust.covers(source)
     if covered:
-        local = Path(model.path).expanduser().is_dir()
+        local = expanded(model.path).is_dir()
         trust.require(source, code_of_model(model.path) if local else [Code("model", f"any code of {model.path}")])
     return model.model_copy(update={"trust_remote_code": covered})
 
 
 def require_own_config(source: str | None, code: Sequence[Code], overrides: Iterable[str], trust: Trust) -> None:
-    """For a config that is the person's own word, unless it lies in the folder of a run or a sweep, which is data.
+    """For a config that is the person's own word, unless it lies in the folder of a run, sweep or project, which is data.
 
     overrides: KEY=VALUE of the command line: what they say is the person's word.
 
     Raises:
         UntrustedCodeError: see `Trust.require`.
     """
-    if source is None or not (made := made_folder(Path(source))):
+    if source is None or not (made := made_folder(expanded(source))):
         return
-    keys = [word.partition("=")[0].removeprefix("sweep.") for word in overrides]
-    left = [entry for entry in code if not any(_says(key, entry.key) for key in keys)]
+    left = _undecided(code, overrides)
     if left and not is_remembered(made, left):
         trust.require(made if trust.covers(made) or not trust.covers(source) else source, left)
 
 
+def require_own_project(file: Path, config: ProjectConfig, trust: Trust) -> None:
+    """As `require_own_config`, of a file of settings that is to be a project's, and of the recipe that it names.
+
+    Raises:
+        UntrustedCodeError: see `Trust.require`.
+    """
+    require_own_config(str(file), code_of_project(config), (), trust)
+    for words, run in _task_runs(config):
+        require_own_config(config.task.recipe, code_of_run(run), words, trust)
+
+
 def require_project(folder: Path, code: Sequence[Code], overrides: Iterable[str], trust: Trust) -> None:
     """As `require_own_config`, of what project.yaml in a project's folder names."""
-    keys = [word.partition("=")[0] for word in overrides]
-    left = [entry for entry in code if not any(_says(key, entry.key) for key in keys)]
+    left = _undecided(code, overrides)
     if not is_remembered(folder, left):
         trust.require(folder, left)
 
 
 def made_folder(config: Path) -> Path | None:
-    """The folder of the run, kept batch or sweep that a config file lies in; None where a person keeps it elsewhere."""
+    """The folder of the run, kept batch, sweep or project that a config file lies in; None where it lies elsewhere."""
     if not config.is_file():
         return None
     folder = config.absolute().parent
@@ -210,9 +237,19 @@ def _plugin(kind: Kind, name: str, key: str) -> list[Code]:
     return [] if is_own(kind, name) else [Code(key, name)]
 
 
-def _says(key: str, place: str) -> bool:
-    """Whether a setting of `key` decides what stands at `place`: reward=..., reward.0.name=... for `reward`."""
-    return f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.")
+def decides(override: str, place: str) -> bool:
+    """Whether KEY=VALUE says all that stands at `place`: `reward=...` and `reward.0.name=...` what is at `reward.0.name`,
+    `reward.0.weight=...` nothing of it."""
+    key = override.partition("=")[0].strip()
+    if key.startswith("reward.") and not key.split(".")[1].isdecimal():  # the one reward that is no list
+        key = key.replace("reward.", "reward.0.", 1)
+    return f"{place}.".startswith(f"{key}.")
+
+
+def _undecided(code: Sequence[Code], overrides: Iterable[str]) -> list[Code]:
+    """What of the code no override names."""
+    words = list(overrides)
+    return [entry for entry in code if not any(decides(word, entry.key) for word in words)]
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

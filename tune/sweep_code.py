@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rayrlhf.trust import Code, Trust, code_of_run, require_own_config
+from rayrlhf.trust import Code, Trust, code_of_run, decides, require_own_config
 from rayrlhf.tune.folder import SweepFolder, path_of
 from rayrlhf.tune.plan import Trial, plan
+from rayrlhf.tune.space import split_keys
 from rayrlhf.tune.sweep_config import SweepRequest
 from rayrlhf.tune.trial import config_of
 
@@ -23,7 +24,17 @@ def require_own_sweep(source: str, request: SweepRequest, words: Sequence[str], 
     """
     code = code_of_trials(plan(request, path_of(request.config) / "trials"))
     for place in (source, request.config.base):
-        require_own_config(place, code, words, trust)
+        require_own_config(place, code, _that_stand(words, request), trust)
+
+
+def _that_stand(words: Sequence[str], request: SweepRequest) -> list[str]:
+    """The words of the command line that no dimension of the sweep's file comes after, to say otherwise."""
+    own = {f"override {word}" for word in words}
+    names = [name for name in request.config.space if request.places.get(("space", name)) not in own]
+    keys = [key for name in names for key in split_keys(name)]
+    return [
+        word for word in words if not any(decides(word, key) or decides(key, word.partition("=")[0]) for key in keys)
+    ]
 
 
 def require_planned(request: SweepRequest, folder: SweepFolder, trust: Trust) -> None:

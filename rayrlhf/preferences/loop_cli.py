@@ -35,11 +35,12 @@ def loop(
     """Go round: sample, check, rate, rank, train a reward model, optimise it. Stopped anywhere, it goes on there."""
     from rayrlhf.preferences.loop import run_loop
     from rayrlhf.preferences.project import ProjectConfig, load_project_config, settle_project
-    from rayrlhf.trust import Trust, code_of_project, remember, require_project
+    from rayrlhf.trust import Trust, code_of_project, remember, require_own_project, require_project
 
     if config is not None:
-        settle_project(project, config)
-        remember(project, code_of_project(load_project_config(project)))  # a file of this person's own names it
+        file = config
+        own = settle_project(project, file, lambda own: require_own_project(file, own, Trust.of(trust)))
+        remember(project, code_of_project(own))
     sections = ProjectConfig.model_fields
     words = [word if word.split(".")[0] in sections else f"loop.{word}" for word in overrides or []]
     settings = load_project_config(project, words)

@@ -9,13 +9,13 @@ my-project/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rayrlhf.config_draft import Draft
 from rayrlhf.config_loading import checked
 from rayrlhf.config_section import Section
-from rayrlhf.errors import PreferenceError
+from rayrlhf.errors import ConfigError, PreferenceError
 from rayrlhf.files import check_plain, replace_file
 from rayrlhf.preferences.check_config import ChecksConfig
 from rayrlhf.preferences.loop_config import LoopConfig
@@ -24,6 +24,7 @@ from rayrlhf.preferences.ranking_config import RankingConfig
 from rayrlhf.preferences.rating_config import RatingConfig
 from rayrlhf.preferences.store import FILE_NAME, RatingStore
 from rayrlhf.preferences.task_config import TaskConfig
+from rayrlhf.reading import decoded, read_bytes
 from rayrlhf.reward_models.config import RewardModelConfig
 
 CONFIG = "project.yaml"
@@ -58,20 +59,27 @@ def load_project_config(folder: Path, overrides: Sequence[str] = ()) -> ProjectC
     return checked(draft, ProjectConfig)
 
 
-def settle_project(folder: Path, file: Path) -> None:
-    """Makes a file of settings the project's own.
+def settle_project(
+    folder: Path, file: Path, check: Callable[[ProjectConfig], object] = lambda settings: None
+) -> ProjectConfig:
+    """Makes a file of settings, which may be a pipe, the project's own; returns what it says.
+
+    check: called with that before anything is written; what it raises stops it.
 
     Raises:
         ConfigError: the file is wrong, with a line for each fault.
         PreferenceError: the project has other settings already.
     """
-    checked(Draft.read(file, str(file)), ProjectConfig)
+    content = read_bytes(file, ConfigError, piped=True)
+    settings = checked(Draft.of_text(decoded(content, str(file), ConfigError), str(file)), ProjectConfig)
+    check(settings)
     path = folder / CONFIG
-    if path.is_file() and path.read_bytes() != file.read_bytes():
+    if path.is_file() and read_bytes(path, PreferenceError) != content:
         raise PreferenceError(f"{path} is there already and is not {file}: edit it, or use another folder")
     folder.mkdir(parents=True, exist_ok=True)
     check_plain(folder, _OWN, _FILES)
-    replace_file(path, [file.read_bytes()])
+    replace_file(path, [content])
+    return settings
 
 
 def open_store(folder: Path, create: bool = False) -> RatingStore:
