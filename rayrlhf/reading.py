@@ -159,9 +159,12 @@ def parse_json(text: str | bytes, place: str, fault: type[UserError], finite: bo
         raise fault(f"{place}: {error}") from error
 
 
-def read_json(path: Path, fault: type[UserError]) -> Any:
-    """What a JSON file says. Raises `fault`, naming the file, where it cannot be read or is no JSON."""
-    return parse_json(read_bytes(path, fault), str(path), fault)
+def read_json(path: Path, fault: type[UserError], finite: bool = True) -> Any:
+    """What a JSON file says. Raises `fault`, naming the file, where it cannot be read or is no JSON.
+
+    finite: as of `json_value`; the config of a model may hold infinities.
+    """
+    return parse_json(read_bytes(path, fault), str(path), fault, finite)
 
 
 def typed(kind: type[T], value: Any, place: str, fault: type[UserError]) -> T:
