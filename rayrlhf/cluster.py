@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf import ray_start
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 2_000_000_000
 LOST = "an object was lost from Ray's object store ({}): its node died, or its memory ran out"
+PROBE_TIMEOUT_S = 120.0  # of all nodes to look into the run's folder
 START_TIMEOUT_S = 300.0  # of one actor: a process, its imports, its model
 
 
@@ -208,14 +209,20 @@ def _sees(folder: Path, token: str) -> bool:
 
 
 def check_shared_storage(folder: Path) -> None:
-    """Raises RunFolderError naming each node of the cluster that does not see the run's folder."""
+    """Raises RunFolderError naming each node of the cluster that does not see the run's folder, or does not answer."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
     token = write_probe(folder)
     try:
         places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        answers = get([_sees.options(scheduling_strategy=place).remote(folder, token) for place in places], 120)
+        asked = [_sees.options(scheduling_strategy=place).remote(folder, token) for place in places]
+        answers = get(asked, PROBE_TIMEOUT_S)
+    except (Died, RayError) as error:  # some node does not answer, or has just gone
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(
+            f"whether every node sees {folder} cannot be found out: {reason}: look at the cluster's nodes (`ray status`)"
+        ) from error
     finally:
         remove_probe(folder, token)
     blind = [node["NodeManagerAddress"] for node, sees in zip(nodes, answers) if not sees]
