@@ -150,25 +150,26 @@ def check_resources(config: RunConfig) -> None:
         "CPU": (rollout.cpus_per_worker, learner.cpus_per_rank, config.reward_cpus),
         "GPU": (rollout.gpus_per_worker, learner.gpus_per_rank, config.reward_gpus),
     }
+    rewards = {f"reward.{number}": part for number, part in enumerate(config.reward) if part.in_actors}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for resource, (of_worker, of_rank, of_rewards) in asks.items():
         asked = rollout.workers * of_worker + learner.ranks * of_rank + of_rewards
         key = f"{resource.lower()}s_per"
+        single = {f"rollout.{key}_worker": of_worker, f"learner.{key}_rank": of_rank}
+        single |= {f"{part}.{key}_actor": getattr(rewards[part], f"{key}_actor") for part in rewards}
+        setting = max(single, key=lambda name: single[name])
         there = sum(node.get(resource, 0.0) for node in nodes)
         largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
         fault = ""
         if asked > there:
-            rewards = " + the rewards' actors" if of_rewards else ""
+            more = " + the rewards' actors" if of_rewards else ""
             fault = (
                 f"the run asks for {asked:g} {resource} (rollout.workers x rollout.{key}_worker + learner.ranks x "
-                f"learner.{key}_rank{rewards}); the cluster has {there:g}"
+                f"learner.{key}_rank{more}); the cluster has {there:g}"
                 + _fitting(there - learner.ranks * of_rank - of_rewards, of_worker, rollout.workers)
             )
-        elif max(of_worker, of_rank) > largest:
-            setting = f"rollout.{key}_worker" if of_worker > of_rank else f"learner.{key}_rank"
-            fault = (
-                f"{setting} {max(of_worker, of_rank):g}: no node of the cluster has more than {largest:g} {resource}"
-            )
+        elif single[setting] > largest:
+            fault = f"{setting} {single[setting]:g}: no node of the cluster has more than {largest:g} {resource}"
         if fault and grows():
             logger.warning("%s: waiting for it to grow", fault)
         elif fault:
