@@ -226,7 +226,7 @@ def check_shared_storage(folder: Path) -> None:
         ) from error
     finally:
         remove_probe(folder, token)
-    blind = [node["NodeManagerAddress"] for node, sees in zip(nodes, answers) if not sees]
+    blind = [node["NodeManagerAddress"] for node, sees in zip(nodes, answers, strict=True) if not sees]
     if blind:
         raise RunFolderError(
             f"nodes {', '.join(blind)} do not see {folder}: set storage_path to a folder that every node shares"

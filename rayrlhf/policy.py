@@ -232,7 +232,7 @@ def score_vocabulary_kl(
     results: list[FloatArray] = [np.zeros(0, np.float32)] * len(sequences)
     of_policy = _forwards(policy, sequences, starts, tokens_per_batch)
     of_reference = _forwards(reference, sequences, starts, tokens_per_batch)
-    for (batch, _, first, logits), (*_, reference_logits) in zip(of_policy, of_reference):
+    for (batch, _, first, logits), (*_, reference_logits) in zip(of_policy, of_reference, strict=True):
         kl = vocabulary_kl(estimator, logits, reference_logits, temperature).cpu().numpy()
         for row, i in enumerate(batch):
             results[i] = kl[row, starts[i] - first : len(sequences[i]) - first].copy()

@@ -49,7 +49,7 @@ class EnvironmentSettings:
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of its constructor
     split: Split = "train"  # which of its games
     step_timeout_s: float = 20.0  # of one step or reset of one game
-    max_retries: int = 3  # how often one step is tried again
+    max_retries: int = 3  # how often one step is tried again, and those of a batch on average
     processes: int = 1  # that the games are spread over
     run_seed: int = 0  # which order its prompts or games come in, where they have one
 
