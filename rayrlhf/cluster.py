@@ -23,7 +23,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError, RunFolderError, UserError
 from rayrlhf.python_path import LAST, child_python_path, last_folders
 from rayrlhf.ray_address import given_address
-from rayrlhf.reading import json_value
+from rayrlhf.reading import first_line, json_value
 from rayrlhf.reaper import reaped
 from rayrlhf.run_folder import has_probe, remove_probe, write_probe
 from rayrlhf.worker_death import GONE, Died, death_of
@@ -220,9 +220,9 @@ def check_shared_storage(folder: Path) -> None:
         asked = [_sees.options(scheduling_strategy=place).remote(folder, token) for place in places]
         answers = get(asked, PROBE_TIMEOUT_S)
     except (Died, RayError) as error:  # some node does not answer, or has just gone
-        reason = str(error).splitlines()[0]
         raise RunFolderError(
-            f"whether every node sees {folder} cannot be found out: {reason}: look at the cluster's nodes (`ray status`)"
+            f"whether every node sees {folder} cannot be found out: {first_line(error)}: look at the cluster's nodes "
+            "(`ray status`)"
         ) from error
     finally:
         remove_probe(folder, token)

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from rayrlhf.config import ModelConfig
 from rayrlhf.ends import end_tokens
 from rayrlhf.errors import ModelError
-from rayrlhf.reading import SHOWN, parse_json, printable, read_json
+from rayrlhf.reading import SHOWN, parse_json, printable, read_json, typed_line
 from rayrlhf.trust import code_of_model
 
 CONTEXT_NAMES = (
@@ -251,17 +251,11 @@ def model_ends(config: ModelConfig, path: str, tokenizer: PreTrainedTokenizerBas
         ) from error
 
 
-def first_line(error: Any) -> str:
-    """An error of a library's as one line."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {printable(text.splitlines()[0] if text else 'no message')}"
-
-
 def why_not(path: str | Path, trusted: bool, error: Exception) -> str:
     """Why a model did not load: where it brings code that was not run, that and who may say otherwise."""
     code = [] if trusted else code_of_model(str(path))
     if not code and "trust_remote_code" not in str(error):
-        return first_line(error)
+        return typed_line(error)
     named = printable(", ".join(entry.what for entry in code))[:SHOWN]
     return (
         f"it brings Python code of its own{f' ({named})' if named else ''}, which was not run. If you know what it does, "

@@ -193,6 +193,16 @@ def first_fault(error: ValidationError) -> str:
     return f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, a library's for instance, as one line for people; its type where it says nothing."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def typed_line(error: BaseException) -> str:
+    """`first_line` after the error's type, without which a library's often says little."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 @cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)

@@ -24,10 +24,10 @@ from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
 from rayrlhf.heads import HeadLinear
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
-from rayrlhf.model_config import Held, check_numbers, classifier_of, config_of_model, first_line, stated_context
+from rayrlhf.model_config import Held, check_numbers, classifier_of, config_of_model, stated_context
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
 from rayrlhf.policy import load_whole, resolve_model
-from rayrlhf.reading import json_value, read_json, typed
+from rayrlhf.reading import json_value, read_json, typed, typed_line
 from rayrlhf.reward_models.sidecar import SIDECAR, read_sidecar
 from rayrlhf.types import FloatArray, ValueQuery
 
@@ -258,5 +258,5 @@ def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu
     except CheckpointError:
         raise
     except Exception as error:  # of transformers' as well, which builds what the folder claims
-        raise CheckpointError(f"{folder} holds no value network that can be read: {first_line(error)}") from error
+        raise CheckpointError(f"{folder} holds no value network that can be read: {typed_line(error)}") from error
     return network.to(device).eval()

@@ -19,6 +19,7 @@ from rayrlhf.errors import DivergenceError, NotFiniteError
 from rayrlhf.gang import Gang
 from rayrlhf.metrics import read_metrics
 from rayrlhf.python_path import move_last
+from rayrlhf.reading import first_line
 from rayrlhf.run_folder import read_run_config
 from rayrlhf.trainer import Observer, train
 from rayrlhf.tune.folder import Ending, SweepFolder, is_over, write_ending
@@ -141,11 +142,6 @@ def config_of(folder: SweepFolder, trial: str) -> RunConfig:
     begun = folder.run_folder(trial) / "config.yaml"
     config = read_run_config(begun if begun.is_file() else folder.config(trial))
     return config.model_copy(update={"storage_path": str(folder.trials)})  # the sweep's folder may have been moved
-
-
-def first_line(error: BaseException) -> str:
-    """What a table says of an error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def seconds_of(run_folder: Path) -> float:
