@@ -81,7 +81,7 @@ class ConstrainedActor:
         rows, opened = self._open(situations, tries)
         walks = [
             Choosing(trie, int(row), trie.root, uniform_stream(s.seed, len(trie.branches)), s.greedy)
-            for s, trie, row in zip(situations, tries, rows)
+            for s, trie, row in zip(situations, tries, rows, strict=True)
         ]
         due = [walk for walk in walks if isinstance(walk.at, Branch)]
         while due:
@@ -93,15 +93,17 @@ class ConstrainedActor:
         """Exact log-probabilities of all commands of each situation, [len(commands)] nats in their order."""
         tries = [self._tries.of(situation.state.commands) for situation in situations]
         rows, opened = self._open(situations, tries)
-        skips = {(row, b): len(trie.opening) for row, trie in zip(rows.tolist(), tries) for b in trie.branches}
+        skips = {
+            (row, b): len(trie.opening) for row, trie in zip(rows.tolist(), tries, strict=True) for b in trie.branches
+        }
         places = [(row, branch, branch.path[skip:]) for (row, branch), skip in skips.items()]
-        at = dict(zip(skips, self._logprobs(places, opened))) if places else {}
+        at = dict(zip(skips, self._logprobs(places, opened), strict=True)) if places else {}
         return [
             np.array(
                 [sum(at[row, b][child] for b, child in trie.path(i).choices) for i in range(len(trie.commands))],
                 np.float32,
             )
-            for row, trie in zip(rows.tolist(), tries)
+            for row, trie in zip(rows.tolist(), tries, strict=True)
         ]
 
     def _open(self, situations: Sequence[Situation], tries: Sequence[CommandTrie]) -> tuple[IntArray, Tensor]:
@@ -111,7 +113,7 @@ class ConstrainedActor:
             return np.zeros(len(tries), np.int64), torch.zeros(0, 0)
         return self._cache.extend(
             [situation.episode for situation in situations],
-            [np.concatenate([s.prompt_ids, trie.opening]) for s, trie in zip(situations, tries)],
+            [np.concatenate([s.prompt_ids, trie.opening]) for s, trie in zip(situations, tries, strict=True)],
         )
 
     def _choose(self, due: Sequence[Choosing], opened: Tensor) -> None:
@@ -122,7 +124,7 @@ class ConstrainedActor:
         logprobs = self._logprobs(places, opened)[index]
         uniforms = np.array([walk.uniforms[len(walk.logprobs)] for walk in due])
         chosen = draw(logprobs, uniforms, np.array([walk.greedy for walk in due]))
-        for walk, values, child in zip(due, logprobs, chosen):
+        for walk, values, child in zip(due, logprobs, chosen, strict=True):
             branch = walk.branch
             walk.logprobs.append(values[: len(branch.ids)])
             walk.at = branch.children[child]
@@ -162,7 +164,7 @@ class RankActor:
     def act(self, situations: Sequence[Situation]) -> list[Action]:
         """One command each. Raises EpisodeError where a situation has none or two are the same tokens."""
         actions = []
-        for situation, logprobs in zip(situations, self.command_logprobs(situations)):
+        for situation, logprobs in zip(situations, self.command_logprobs(situations), strict=True):
             uniforms, greedy = uniform_stream(situation.seed, 1), np.array([situation.greedy])
             chosen = int(draw(logprobs[None], uniforms, greedy)[0])
             trie = self._tries.of(situation.state.commands)
@@ -177,7 +179,7 @@ class RankActor:
         rows, opened = self._cache.extend(
             [situation.episode for situation in situations], [situation.prompt_ids for situation in situations]
         )
-        distinct = list(dict.fromkeys(zip(rows.tolist(), tries)))
+        distinct = list(dict.fromkeys(zip(rows.tolist(), tries, strict=True)))
         tokens = iter(
             self._cache.continuation_logprobs(
                 opened,
@@ -186,7 +188,10 @@ class RankActor:
             )
         )
         scores = {place: np.array([next(tokens).mean() for _ in place[1].commands]) for place in distinct}
-        return [log_softmax(scores[place] / self.temperature).astype(np.float32) for place in zip(rows.tolist(), tries)]
+        return [
+            log_softmax(scores[place] / self.temperature).astype(np.float32)
+            for place in zip(rows.tolist(), tries, strict=True)
+        ]
 
 
 def _ranked(ids: IntArray, logprob: np.float32) -> Generation:
@@ -257,9 +262,9 @@ class AutoActor:
         writing = [i for i, situation in enumerate(situations) if not situation.state.commands]
         actions: dict[int, Action] = {}
         if choosing:
-            actions |= zip(choosing, self.constrained.act([situations[i] for i in choosing]))
+            actions |= zip(choosing, self.constrained.act([situations[i] for i in choosing]), strict=True)
         if writing:
-            actions |= zip(writing, self.free.act([situations[i] for i in writing]))
+            actions |= zip(writing, self.free.act([situations[i] for i in writing]), strict=True)
         return [actions[i] for i in range(len(situations))]
 
 

@@ -106,7 +106,8 @@ class OptimizerSettings(Section):
     warmup_iterations: NonNegativeInt = 0
     """The learning rate rises linearly over so many iterations."""
     decay: Literal["none", "linear"] = "none"
-    """`linear`: to 0 at the run's last iteration."""
+    """`linear`: down to 1/N of it in the last of the N iterations that it is spread over (`schedule_iterations`), where it
+    stays."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are clipped to this global norm; null: not clipped."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayrlhf import ray_start
@@ -23,7 +23,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.errors import LearnerError, RunFolderError, UserError
 from rayrlhf.python_path import LAST, child_python_path, last_folders
 from rayrlhf.ray_address import given_address
-from rayrlhf.reading import json_value
+from rayrlhf.reading import first_line, json_value
 from rayrlhf.reaper import reaped
 from rayrlhf.run_folder import has_probe, remove_probe, write_probe
 from rayrlhf.worker_death import GONE, Died, death_of
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 2_000_000_000
 LOST = "an object was lost from Ray's object store ({}): its node died, or its memory ran out"
+PROBE_TIMEOUT_S = 120.0  # of all nodes to look into the run's folder
 START_TIMEOUT_S = 300.0  # of one actor: a process, its imports, its model
 
 
@@ -149,25 +150,26 @@ def check_resources(config: RunConfig) -> None:
         "CPU": (rollout.cpus_per_worker, learner.cpus_per_rank, config.reward_cpus),
         "GPU": (rollout.gpus_per_worker, learner.gpus_per_rank, config.reward_gpus),
     }
+    rewards = {f"reward.{number}": part for number, part in enumerate(config.reward) if part.in_actors}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for resource, (of_worker, of_rank, of_rewards) in asks.items():
         asked = rollout.workers * of_worker + learner.ranks * of_rank + of_rewards
         key = f"{resource.lower()}s_per"
+        single = {f"rollout.{key}_worker": of_worker, f"learner.{key}_rank": of_rank}
+        single |= {f"{part}.{key}_actor": getattr(rewards[part], f"{key}_actor") for part in rewards}
+        setting = max(single, key=lambda name: single[name])
         there = sum(node.get(resource, 0.0) for node in nodes)
         largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
         fault = ""
         if asked > there:
-            rewards = " + the rewards' actors" if of_rewards else ""
+            more = " + the rewards' actors" if of_rewards else ""
             fault = (
                 f"the run asks for {asked:g} {resource} (rollout.workers x rollout.{key}_worker + learner.ranks x "
-                f"learner.{key}_rank{rewards}); the cluster has {there:g}"
+                f"learner.{key}_rank{more}); the cluster has {there:g}"
                 + _fitting(there - learner.ranks * of_rank - of_rewards, of_worker, rollout.workers)
             )
-        elif max(of_worker, of_rank) > largest:
-            setting = f"rollout.{key}_worker" if of_worker > of_rank else f"learner.{key}_rank"
-            fault = (
-                f"{setting} {max(of_worker, of_rank):g}: no node of the cluster has more than {largest:g} {resource}"
-            )
+        elif single[setting] > largest:
+            fault = f"{setting} {single[setting]:g}: no node of the cluster has more than {largest:g} {resource}"
         if fault and grows():
             logger.warning("%s: waiting for it to grow", fault)
         elif fault:
@@ -208,17 +210,23 @@ def _sees(folder: Path, token: str) -> bool:
 
 
 def check_shared_storage(folder: Path) -> None:
-    """Raises RunFolderError naming each node of the cluster that does not see the run's folder."""
+    """Raises RunFolderError naming each node of the cluster that does not see the run's folder, or does not answer."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
     token = write_probe(folder)
     try:
         places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        answers = get([_sees.options(scheduling_strategy=place).remote(folder, token) for place in places], 120)
+        asked = [_sees.options(scheduling_strategy=place).remote(folder, token) for place in places]
+        answers = get(asked, PROBE_TIMEOUT_S)
+    except (Died, RayError) as error:  # some node does not answer, or has just gone
+        raise RunFolderError(
+            f"whether every node sees {folder} cannot be found out: {first_line(error)}: look at the cluster's nodes "
+            "(`ray status`)"
+        ) from error
     finally:
         remove_probe(folder, token)
-    blind = [node["NodeManagerAddress"] for node, sees in zip(nodes, answers) if not sees]
+    blind = [node["NodeManagerAddress"] for node, sees in zip(nodes, answers, strict=True) if not sees]
     if blind:
         raise RunFolderError(
             f"nodes {', '.join(blind)} do not see {folder}: set storage_path to a folder that every node shares"

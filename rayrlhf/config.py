@@ -77,7 +77,8 @@ class EnvironmentConfig(BaseModel):
     step_timeout_s: PositiveFloat = 20.0
     """How long one step or reset of a game may take before its process is replaced and the game replayed."""
     max_retries: NonNegativeInt = 3
-    """How often one step is tried again after its process was lost, before the run stops."""
+    """How often one step is tried again that raised or lost its process, and how often the steps of a batch are on average,
+    before the run stops."""
 
     @property
     def parameters(self) -> dict[str, Any]:

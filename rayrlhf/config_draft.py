@@ -15,7 +15,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 
 from rayrlhf.config import RunConfig
 from rayrlhf.errors import ConfigError
-from rayrlhf.reading import read_text
+from rayrlhf.reading import MAX_DEPTH, SHOWN, read_text
 from rayrlhf.yaml_text import YamlFault, load_yaml
 
 KeyPath = tuple[str | int, ...]
@@ -30,6 +30,9 @@ class Place(NamedTuple):
 
 
 FIRST_OVERRIDE = 1_000_000_000  # beyond every line number
+
+
+_LONGEST_INDEX = 9  # digits
 
 
 def dotted(path: KeyPath) -> str:
@@ -148,6 +151,8 @@ class Draft:
         """
         key, equals, raw = text.partition("=")
         parts = key.strip().split(".")
+        if len(parts) > MAX_DEPTH:
+            raise ConfigError(f"override {text[:SHOWN]}...: its key leads through more than {MAX_DEPTH} sections")
         if not equals or not all(parts):
             raise ConfigError(f"override {text}: write KEY=VALUE with a dotted key, as in rollout.workers=4")
         try:
@@ -213,6 +218,6 @@ def _index(items: list[Any], part: str, path: KeyPath) -> int:
     """Index into a list; one past its end appends."""
     if not part.isdecimal():
         raise _Unusable(f"{dotted(path)} is a list: name an entry, as in {dotted(path)}.0.{part}")
-    if int(part) > len(items):
+    if len(part) > _LONGEST_INDEX or int(part) > len(items):
         raise _Unusable(f"{dotted(path)} has {len(items)} entries: the next one is {dotted(path)}.{len(items)}")
     return int(part)

@@ -16,7 +16,7 @@ class KLController:
     """The coefficient of one KL channel: the config's, times a factor that the run has led to."""
 
     def __init__(self, config: KLChannelConfig, iterations: int) -> None:
-        """iterations: of the whole run, which a schedule without a length of its own is spread over."""
+        """iterations: `RunConfig.schedule_length`, which a schedule without a length of its own is spread over."""
         self._config = config
         self._iterations = iterations
         self._factor = 1.0

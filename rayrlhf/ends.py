@@ -5,6 +5,7 @@ Chat models have several: one ends a document, another a turn.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 from typing import Any
 
@@ -28,9 +29,9 @@ def end_set(eos_token_id: int | Collection[int]) -> frozenset[int]:
 
 
 def _listed(ids: Any) -> list[int]:
-    """A number, a collection of them, a tensor, or nothing at all."""
+    """Of a number, a collection of them, a tensor, or nothing at all. Raises TypeError for what is none of these."""
     if ids is None:
         return []
     if hasattr(ids, "tolist"):
         ids = ids.tolist()
-    return [int(ids)] if isinstance(ids, int) else [int(one) for one in ids]
+    return [int(ids)] if isinstance(ids, int) else [operator.index(one) for one in ids]

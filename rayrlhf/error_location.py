@@ -27,6 +27,12 @@ def shown_path(path: str) -> str:
     return absolute.removeprefix(here)
 
 
+def is_raised_in(folder: str, error: BaseException) -> bool:
+    """Whether it is code in this folder that raised, rather than what that code called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and os.path.abspath(frames[-1].filename).startswith(os.path.abspath(folder) + os.sep)
+
+
 def location_of(error: BaseException, file: str | None = None) -> str | None:
     """`file:line` of the innermost frame in `file`, else in a user's file, else of all; None without any frame."""
     frames = traceback.extract_tb(error.__traceback__)[::-1]

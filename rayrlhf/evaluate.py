@@ -40,6 +40,7 @@ from rayrlhf.evaluation_results import (
 )
 from rayrlhf.interfaces import Actor, Environments, Prompter
 from rayrlhf.intervals import mean
+from rayrlhf.model_paths import resolve_model
 from rayrlhf.player import Player
 from rayrlhf.policy import check_policy, context_length, load_policy, load_tokenizer
 from rayrlhf.report import write_report
@@ -129,7 +130,9 @@ def find_subject(source: str, recipe: str | None, trust: Trust = NOBODY) -> Subj
         raise ConfigError(f"{source} is no run's folder; to evaluate a model say in which environment: --recipe NAME")
     config = load_config(recipe, piped=True)
     require_own_config(recipe, code_of_environment(config.environment.name), (), trust)
-    return Subject(Path(source).absolute().name, trusted_model(ModelConfig(path=source), source, trust), config)
+    return Subject(
+        Path(source).absolute().name, trusted_model(ModelConfig(path=resolve_model(source)), source, trust), config
+    )
 
 
 def evaluate_policy(

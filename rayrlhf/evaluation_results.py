@@ -82,7 +82,10 @@ def player_result(player: PlayerName, trajectories: Sequence[Trajectory], episod
     starts = range(0, len(trajectories), episodes_per_game)
     games = [trajectories[start : start + episodes_per_game] for start in starts]
     ends = [[episode.turns[-1].after for episode in game] for game in games]
-    won = [[len(e.turns) for e, end in zip(game, states) if end.won] for game, states in zip(games, ends)]
+    won = [
+        [len(e.turns) for e, end in zip(game, states, strict=True) if end.won]
+        for game, states in zip(games, ends, strict=True)
+    ]
     scored = all(end.max_score for states in ends for end in states)
     won_games = [lengths for lengths in won if lengths]
     return PlayerResult(

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rayrlhf.checkpoint import newest_model
 from rayrlhf.config import ModelConfig, PromptsConfig, RewardPart
+from rayrlhf.model_paths import resolve_model
 from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.rollout import deal_specs
@@ -69,7 +70,7 @@ def find_model(source: str, trust: Trust = NOBODY) -> tuple[ModelConfig, Prompts
     """The model to load for a run's folder (its latest checkpoint) or a model's name, with its prompts and rules."""
     folder = Path(source)
     if not (folder / "checkpoints").is_dir():
-        return trusted_model(ModelConfig(path=source), source, trust), PromptsConfig(), NO_RULES
+        return trusted_model(ModelConfig(path=resolve_model(source)), source, trust), PromptsConfig(), NO_RULES
     config = RunFolder.open(folder).read_config()
     model = ModelConfig(path=str(newest_model(folder / "checkpoints")))
     return trusted_model(model, source, trust), config.environment.prompts, config.response

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 
 from rayrlhf.agent_text import make_prompter
 from rayrlhf.algorithms.sequences import training_batch
-from rayrlhf.cluster import ray_session
+from rayrlhf.cluster import get, ray_session
 from rayrlhf.config import ModelConfig, RunConfig
 from rayrlhf.environments import open_environments, prepare_environment
-from rayrlhf.errors import ConfigError, RunFolderError
+from rayrlhf.errors import ConfigError, LearnerError, RunFolderError
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.losses import Objective, PolicyGradientLoss
 from rayrlhf.policy import check_policy, context_length, end_ids, load_policy, load_tokenizer, score_allowed
@@ -33,6 +32,7 @@ from rayrlhf.run_parts import device_of, environment_settings, learner_settings,
 from rayrlhf.types import TrainingSequence
 from rayrlhf.walkthroughs import Demonstration, walkthroughs
 from rayrlhf.weights import load_into
+from rayrlhf.worker_death import LEARNER_MEMORY, Died
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def imitate(config: RunConfig, output: Path, settings: ImitationSettings) -> Pat
         RunFolderError: `output` exists.
         ConfigError: the environment is no game with commands.
         EpisodeError: the environment knows no solutions.
+        LearnerError: a rank of the learner died.
     """
     if output.exists():
         raise RunFolderError(f"{output} exists: give a folder that does not, or remove it")
@@ -77,8 +78,12 @@ def imitate(config: RunConfig, output: Path, settings: ImitationSettings) -> Pat
         group = LearnerGroup(learner_settings(paced, start, objective, device_of(config, config.learner.gpus_per_rank)))
         stack.callback(group.close)
         group.start()
-        _train(group, start, shown, config.rollout.temperature, settings, config.seed, progress)
-        group.save(work / "model", work / "state", None)
+        try:
+            _train(group, start, shown, config.rollout.temperature, settings, config.seed, progress)
+            group.save(work / "model", work / "state", None)
+        except Died as error:
+            advice = error.advice(LEARNER_MEMORY)
+            raise LearnerError(f"the learner died: {error}{advice}; nothing was written: begin anew") from error
         shutil.move(work / "model", output)
     return output
 
@@ -106,8 +111,7 @@ def _train(
             seed=seed + epoch,
         )
         report = group.update(batch, epoch)
-        published = group.publish()
-        load_into(policy, ray.get(published.ref[0]))
+        load_into(policy, get(group.publish().ref, group.config.timeout_s)[0])
         progress.message(f"epoch {epoch + 1}: cross-entropy {report.metrics['learner/loss']:.3f} nats a choice")
         progress.update(epoch, {})
 

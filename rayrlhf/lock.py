@@ -116,6 +116,9 @@ def _become_writer(folder: int, path: Path, number: int) -> str:
         with storing(path / name):
             write_all(own, _self().encode())
             os.fsync(own)
+    except BaseException:  # an empty file would keep everybody out
+        os.unlink(name, dir_fd=folder)
+        raise
     finally:
         os.close(own)
     if max(_writers(folder)) > number:  # somebody came and went, and another came, since that was found
@@ -180,9 +183,8 @@ def _lives(holder: str) -> bool:
 
 
 def _told(holder: str, file: Path) -> str:
-    """A holder for people; where it is on another machine, what to do once it is gone."""
+    """A holder for people; where nobody can say from here whether it is there, what to do once it is gone."""
     who = _WHO.fullmatch(holder)
-    if who is None:
-        return "another process"
-    away = f" (if it is gone, remove {file})" if who[2] != socket.gethostname() else ""
-    return f"process {who[1]} on {who[2]}{away}"
+    named = "another process" if who is None else f"process {who[1]} on {who[2]}"
+    here = who is not None and who[2] == socket.gethostname()
+    return named if here else f"{named} (if it is gone, remove {file})"

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from rayrlhf.config import ModelConfig
 from rayrlhf.ends import end_tokens
 from rayrlhf.errors import ModelError
-from rayrlhf.reading import SHOWN, parse_json, printable, read_json
+from rayrlhf.reading import SHOWN, parse_json, printable, read_json, typed_line
 from rayrlhf.trust import code_of_model
 
 CONTEXT_NAMES = (
@@ -65,7 +65,7 @@ def check_claims(folder: Path, name: str) -> None:
     file = folder / "config.json"
     if file.stat().st_size > LARGEST_CONFIG:
         raise ModelError(f"model {name}: its config.json has {file.stat().st_size:,} bytes, which no model needs")
-    content = read_json(file, ModelError)
+    content = read_json(file, ModelError, finite=False)
     if not isinstance(content, dict):
         raise ModelError(f"model {name}: its config.json does not load: it holds no object")
     check_numbers(content, _held(folder), name)
@@ -101,11 +101,17 @@ def _numbers(content: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 def _held(folder: Path) -> Held | None:
     """Of all weights in the folder; None where there are none as safetensors, or a header is damaged (the loader says)."""
-    headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    headers = [_header(file) for file in _weights_files(folder)]
     if not headers or None in headers:
         return None
     tensors = [entry for header in headers if header for name, entry in header.items() if name != "__metadata__"]
     return Held(len(tensors), sum(_elements(entry) for entry in tensors))
+
+
+def _weights_files(folder: Path, *patterns: str) -> list[Path]:
+    """By their names; a pipe is none, and would never be read to its end."""
+    found = (file for pattern in patterns or ("*.safetensors",) for file in folder.glob(pattern))
+    return sorted(file for file in found if file.is_file())
 
 
 def _elements(entry: Any) -> int:
@@ -130,7 +136,7 @@ def _header(file: Path) -> dict[str, Any] | None:
 def other_shapes(factory: Any, path: str | Path, **options: Any) -> str:
     """The first tensor of a folder's weights that has not the shape which the model's config gives it; "" where none is
     found. Nothing is allocated: the model is built without memory."""
-    headers = [_header(file) or {} for file in sorted(Path(path).glob("*.safetensors"))]
+    headers = [_header(file) or {} for file in _weights_files(Path(path))]
     try:
         trust = options.get("trust_remote_code", False)
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
@@ -149,7 +155,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """Names what a local model is: its config, and its weights by their headers and samples of their bytes. Training
     changes all weights, so what a folder's weights are is told without reading all of them."""
     weights = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for file in _weights_files(folder, "*.safetensors", "*.bin"):
         size = file.stat().st_size
         weights.update(f"{file.name} {size}\n".encode())
         with open(file, "rb") as opened:
@@ -165,12 +171,7 @@ def read_model_config(config: ModelConfig, path: str) -> PretrainedConfig:
 
     Raises ModelError where it does not load, or is of a model that is no causal language model.
     """
-    try:
-        loaded = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except Exception as error:
-        raise ModelError(
-            f"model {config.path}: its config.json does not load: {why_not(path, config.trust_remote_code, error)}"
-        ) from error
+    loaded = config_of_model(f"model {config.path}", path, config.trust_remote_code)
     own = "AutoModelForCausalLM" in (getattr(loaded, "auto_map", None) or {})
     kinds = {loaded.model_type, loaded.get_text_config(decoder=True).model_type}
     if not own and not kinds & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
@@ -178,14 +179,27 @@ def read_model_config(config: ModelConfig, path: str) -> PretrainedConfig:
             f"model {config.path}: {printable(loaded.model_type) or 'its architecture'} is no causal language model; "
             "give one such as Llama, Qwen, Gemma or GPT-2"
         )
-    given = loaded.architectures
-    names = [str(name) for name in given] if isinstance(given, list | tuple) else []
-    if names and all(name.endswith("ForSequenceClassification") for name in names):
+    if classifier := classifier_of(loaded):
         raise ModelError(
-            f"model {config.path}: this is a reward model ({printable(names[0])}), which scores texts and writes none; give "
-            "the language model that it was made from"
+            f"model {config.path}: this is a reward model ({printable(classifier)}), which scores texts and writes none; "
+            "give the language model that it was made from"
         )
     return loaded
+
+
+def config_of_model(name: str, path: str, trusted: bool) -> PretrainedConfig:
+    """The config of the model at `path`, a folder or a hub name. Raises ModelError, which calls it `name`."""
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+    except Exception as error:
+        raise ModelError(f"{name}: its config.json does not load: {why_not(path, trusted, error)}") from error
+
+
+def classifier_of(config: PretrainedConfig) -> str:
+    """The architecture of a sequence classifier, as reward models are; "" of any other model."""
+    given = config.architectures
+    names = [str(name) for name in given] if isinstance(given, list | tuple) else []
+    return names[0] if names and all(name.endswith("ForSequenceClassification") for name in names) else ""
 
 
 def stated_context(config: PretrainedConfig) -> int | None:
@@ -218,27 +232,30 @@ def context_length(config: ModelConfig, path: str) -> int:
 
 
 def model_ends(config: ModelConfig, path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """All tokens that end what the model says, the tokenizer's end-of-sequence token first."""
+    """All tokens that end what the model says, the tokenizer's end-of-sequence token first.
+
+    Raises ModelError where its files name as an end what is no token's number.
+    """
+    file = "generation_config.json"
     try:
-        generation: GenerationConfig | None = GenerationConfig.from_pretrained(path)
-    except (OSError, ValueError):  # it has none of its own: what its config says goes for it
-        generation = None
-    if generation is None:
+        generation = GenerationConfig.from_pretrained(path)
+    except Exception:  # it has none of its own that can be read: what its config says goes for it
+        file = "config.json"
         generation = GenerationConfig.from_model_config(read_model_config(config, path))
-    return end_tokens(tokenizer, generation)
-
-
-def first_line(error: Any) -> str:
-    """An error of a library's as one line."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {printable(text.splitlines()[0] if text else 'no message')}"
+    try:
+        return end_tokens(tokenizer, generation)
+    except (TypeError, ValueError) as error:
+        shown = printable(repr(generation.eos_token_id))[:SHOWN]
+        raise ModelError(
+            f"model {config.path}: the eos_token_id of its {file} is {shown}: write a token's number, or a list of them"
+        ) from error
 
 
 def why_not(path: str | Path, trusted: bool, error: Exception) -> str:
     """Why a model did not load: where it brings code that was not run, that and who may say otherwise."""
     code = [] if trusted else code_of_model(str(path))
     if not code and "trust_remote_code" not in str(error):
-        return first_line(error)
+        return typed_line(error)
     named = printable(", ".join(entry.what for entry in code))[:SHOWN]
     return (
         f"it brings Python code of its own{f' ({named})' if named else ''}, which was not run. If you know what it does, "

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rayrlhf.checkpoint import MANIFEST, MODEL, newest_model, verify, whole_checkpoints
 from rayrlhf.errors import CheckpointError, ModelError
-from rayrlhf.model_config import check_claims, first_line
-from rayrlhf.reading import check_files, printable
+from rayrlhf.model_config import check_claims
+from rayrlhf.reading import check_files, printable, typed_line
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_TIMEOUT_S = 10.0  # of each of two tries to reach it
@@ -44,7 +44,7 @@ def resolve_model(path: str) -> str:
                 f"model {path}: this is a file; give the folder that holds config.json and model.safetensors"
             )
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, a zero byte, ~nobody
-        raise ModelError(f"model {printable(path)[:200]}: this is no path: {first_line(error)}") from error
+        raise ModelError(f"model {printable(path)[:200]}: this is no path: {typed_line(error)}") from error
     if _looks_local(path, folder):
         raise ModelError(f"model {path}: no such folder{_near(folder)}")
     reach_hub(path)
@@ -161,7 +161,7 @@ def reach_hub(name: str) -> None:
     except Exception as error:
         if not _on_disk(name):
             raise ModelError(
-                f"{absent}, and the hub {constants.ENDPOINT} cannot be reached: {first_line(error)}"
+                f"{absent}, and the hub {constants.ENDPOINT} cannot be reached: {typed_line(error)}"
             ) from error
         logger.warning("model %s: the hub cannot be reached; the earlier download is used", name)
         constants.HF_HUB_OFFLINE = True

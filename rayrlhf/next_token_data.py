@@ -12,8 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rayrlhf.config import ModelConfig
 from rayrlhf.corpus import pack, split_documents, token_stream
 from rayrlhf.errors import ModelError, PromptError
-from rayrlhf.model_config import first_line, read_model_config, stated_context
+from rayrlhf.model_config import read_model_config, stated_context
 from rayrlhf.next_token import TRAINING_BLOCKS, VALIDATION_BLOCKS
+from rayrlhf.reading import typed_line
 from rayrlhf.supervised import SupervisedSettings
 from rayrlhf.tokenizer_training import new_llama, train_tokenizer
 
@@ -91,7 +92,7 @@ def _load_tokenizer(settings: SupervisedSettings) -> PreTrainedTokenizerBase:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"--model {settings.model} does not load: {first_line(error)}") from error
+        raise ModelError(f"--model {settings.model} does not load: {typed_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"--model {settings.model}: its tokenizer has no end-of-sequence token to put between documents"

@@ -141,14 +141,16 @@ def check_vocabulary(config: ModelConfig, model: nn.Module, tokenizer: PreTraine
 
 
 def check_policy(config: ModelConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Whether a loaded model can be sampled and scored at all: its vocabulary, and whether its numbers are a ground.
+    """Whether a loaded model can be sampled and scored at all: its vocabulary, its ends, and whether its numbers are a
+    ground.
 
-    Raises ModelError where the tokenizer gives ids that it lacks, or plain forward passes disagree with themselves
-    (`sampling.agreement`). How it is sampled, by its cache or without, is found out where it is sampled.
+    Raises ModelError where the tokenizer gives ids that it lacks, an end is no token, or plain forward passes disagree
+    with themselves (`sampling.agreement`). How it is sampled, by its cache or without, is found out where it is sampled.
     """
     from rayrlhf.sampling.agreement import check_plain
 
     check_vocabulary(config, model, tokenizer)
+    end_ids(config, tokenizer)
     check_plain(model, config.path)
 
 
@@ -230,7 +232,7 @@ def score_vocabulary_kl(
     results: list[FloatArray] = [np.zeros(0, np.float32)] * len(sequences)
     of_policy = _forwards(policy, sequences, starts, tokens_per_batch)
     of_reference = _forwards(reference, sequences, starts, tokens_per_batch)
-    for (batch, _, first, logits), (*_, reference_logits) in zip(of_policy, of_reference):
+    for (batch, _, first, logits), (*_, reference_logits) in zip(of_policy, of_reference, strict=True):
         kl = vocabulary_kl(estimator, logits, reference_logits, temperature).cpu().numpy()
         for row, i in enumerate(batch):
             results[i] = kl[row, starts[i] - first : len(sequences[i]) - first].copy()

@@ -23,6 +23,7 @@ import ray
 from rayrlhf.errors import InstallationError, LearnerError, NotFiniteError, RolloutError, UserError
 from rayrlhf.interrupts import handlers_kept
 from rayrlhf.ray_address import ELSEWHERE, check_address
+from rayrlhf.reading import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def join(address: str, **options: Any) -> None:
     except InstallationError:
         raise
     except Exception as error:  # of many kinds: connection, version, authentication, parsing
-        raise InstallationError(f"RAY_ADDRESS={address}: {_first_line(error)}: {ELSEWHERE}") from error
+        raise InstallationError(f"RAY_ADDRESS={address}: {first_line(error).rstrip('.:')}: {ELSEWHERE}") from error
 
 
 def start(cpus: int, object_store_bytes: int, **options: Any) -> Path:
@@ -65,8 +66,8 @@ def start(cpus: int, object_store_bytes: int, **options: Any) -> Path:
         )
     except Exception as error:
         raise InstallationError(
-            f"Ray did not start on this machine: {_first_line(error)}: see {folder}/session_latest/logs and what "
-            "`rayrlhf doctor` finds"
+            f"Ray did not start on this machine: {first_line(error).rstrip('.:')}: see {folder}/session_latest/logs and "
+            "what `rayrlhf doctor` finds"
         ) from error
     return Path(context.address_info["session_dir"])
 
@@ -186,7 +187,3 @@ def _is_writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

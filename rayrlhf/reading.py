@@ -196,9 +196,12 @@ def parse_json(text: str | bytes, place: str, fault: type[UserError], finite: bo
         raise fault(f"{place}: {error}") from error
 
 
-def read_json(path: Path, fault: type[UserError]) -> Any:
-    """What a JSON file says. Raises `fault`, naming the file, where it cannot be read or is no JSON."""
-    return parse_json(read_bytes(path, fault), str(path), fault)
+def read_json(path: Path, fault: type[UserError], finite: bool = True) -> Any:
+    """What a JSON file says. Raises `fault`, naming the file, where it cannot be read or is no JSON.
+
+    finite: as of `json_value`; the config of a model may hold infinities.
+    """
+    return parse_json(read_bytes(path, fault), str(path), fault, finite)
 
 
 def typed(kind: type[T], value: Any, place: str, fault: type[UserError]) -> T:
@@ -225,6 +228,16 @@ def first_fault(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{field} is missing"
     return f"{field}{': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, a library's for instance, as one line for people; its type where it says nothing."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def typed_line(error: BaseException) -> str:
+    """`first_line` after the error's type, without which a library's often says little."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 @cache

@@ -197,7 +197,7 @@ def _series(rows: Rows, names: Iterable[str]) -> list[Series]:
     for name in names:
         points = [(row["iteration"], row[name]) for row in rows if name in row]
         if points:
-            iterations, values = zip(*points)
+            iterations, values = zip(*points, strict=True)
             found.append(Series(name, iterations, values, marked=name.startswith("eval/")))
     return found
 

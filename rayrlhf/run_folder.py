@@ -219,7 +219,7 @@ class RunFolder:
 
     def read_config(self) -> RunConfig:
         """The config the run was started, or last resumed, with."""
-        return parse_config(read_text(self.config, RunFolderError), str(self.config))
+        return read_run_config(self.config)
 
     def check_model(self, path: str, fingerprint: Mapping[str, str]) -> None:
         """Keeps what the model at `path` is, or holds it against what was kept when the run began; a run of before there
@@ -230,15 +230,24 @@ class RunFolder:
         if not self.started_from.is_file():
             replace_file(self.started_from, [json.dumps({"path": path, **fingerprint}, indent=1).encode()])
             return
-        kept = typed(
-            dict[str, str], read_json(self.started_from, RunFolderError), str(self.started_from), RunFolderError
-        )
+        kept = self._kept()
         changed = [part for part, value in fingerprint.items() if kept.get(part, value) != value]
         if changed:
             raise RunFolderError(
                 f"the run {self.name!r} cannot be resumed: the {' and the '.join(changed)} of its model {path} changed "
                 "since it began; put the model back as it was, or start a run of another name with name=..."
             )
+
+    def kept_model(self, source: str) -> Path | None:
+        """The model that the run started from, where it lies in the folder `source` still, as the checkpoints of another
+        run do. Raises RunFolderError where what was kept of it is damaged."""
+        found = Path(self._kept()["path"]) if self.begun and self.started_from.is_file() else None
+        there = found is not None and found.is_dir() and found.is_relative_to(Path(source).expanduser().resolve())
+        return found if there else None
+
+    def _kept(self) -> dict[str, str]:
+        kept = read_json(self.started_from, RunFolderError)
+        return typed(dict[str, str], kept, str(self.started_from), RunFolderError)
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -349,6 +358,11 @@ def _make_way(path: Path) -> None:
         f"the run {path.name!r} failed before its first iteration and is begun anew; what it left is in {aside}",
         stacklevel=3,
     )
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """A resolved config that was kept in a file, under the rules of when it was written. Raises RunFolderError."""
+    return parse_config(read_text(path, RunFolderError), str(path))
 
 
 def parse_config(text: str, source: str) -> RunConfig:

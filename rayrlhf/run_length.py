@@ -86,7 +86,8 @@ def _continued(config: RunConfig, before: RunConfig, done: int) -> tuple[RunConf
         raise RunFolderError(_refusal(config, before, done, spread))
     else:
         length = config.iterations
-    going = config.model_copy(update={"schedule_iterations": None if length == config.iterations else length})
+    settled = {"schedule": None, "schedule_iterations": None if length == config.iterations else length}
+    going = config.model_copy(update=settled)  # without the word `schedule`, which was for this time
     if config.iterations == before.iterations and length == old:
         return going, []
     return going, [

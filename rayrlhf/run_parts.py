@@ -24,7 +24,7 @@ from rayrlhf.policy import check_model, context_length, load_tokenizer, resolve_
 from rayrlhf.prompts import Prompts, load_prompts
 from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.task_form import check_task
-from rayrlhf.run_folder import RunFolder
+from rayrlhf.run_folder import RunFolder, path_of
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.scratch import environment_texts, make_scratch_model
 from rayrlhf.types import Split
@@ -54,9 +54,11 @@ class StartingPoint:
 def starting_point(config: RunConfig, model: ModelConfig) -> StartingPoint:
     """The model that the policy starts from and the prompts in its tokens. Raises ModelError, PromptError.
 
-    Its path is resolved: a run of another name whose newest checkpoint it is may go on meanwhile.
+    Its path is resolved: a run of another name whose newest checkpoint it is may go on meanwhile. A run that is resumed
+    starts from the checkpoint that it started from, as long as that is there.
     """
-    model = model.model_copy(update={"path": resolve_model(model.path)})
+    kept = RunFolder(path_of(config)).kept_model(model.path)
+    model = model.model_copy(update={"path": resolve_model(str(kept or model.path))})
     tokenizer = load_tokenizer(model)
     prompts = Prompts((), dropped=0, cut=0, source="the environment")
     if takes_prompts(config.environment.name):

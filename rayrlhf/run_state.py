@@ -64,6 +64,16 @@ class RunState:
             except (Died, UserError) as error:  # the run is ending already, for a reason of its own
                 self.progress.message(f"no checkpoint after {done} iterations: {error}")
 
+    def goes_on(self, done: int) -> str:
+        """Where a run of `done` iterations goes on once it is resumed, in words."""
+        if self.saved == done:
+            return "goes on from there"
+        return (
+            f"goes on from the checkpoint after {self.saved} of them"
+            if self.saved
+            else "begins anew: there is no checkpoint"
+        )
+
     def restore(self) -> int:
         """Goes back to the latest checkpoint, or to the start where there is none; returns the iterations done."""
         done = self._load(self.checkpoints.latest())

@@ -43,7 +43,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     total = 0
     for text in texts:
         said = words(text)
-        grams = list(zip(*(said[offset:] for offset in range(n))))
+        grams = list(zip(*(said[offset:] for offset in range(n)), strict=False))
         seen.update(grams)
         total += len(grams)
     return len(seen) / total if total else 0.0

@@ -118,11 +118,14 @@ class Trainer:
 
     def run(self, resume: bool) -> None:
         """Runs to the schedule's end. Stopped by a signal or a fault, it leaves a checkpoint of the last whole iteration."""
-        done = self.state.restore() if resume else 0
+        done, behind = 0, resume  # behind: the latest checkpoint is to be taken up first
         with Interrupts() as interrupts:
             try:
-                while done < self.schedule.iterations and not interrupts.asked:
+                while behind or (done < self.schedule.iterations and not interrupts.asked):
                     try:
+                        if behind:
+                            done, behind = self.state.restore(), False
+                            continue
                         if done == 0:
                             self.begin()
                         self.step(done)
@@ -131,11 +134,12 @@ class Trainer:
                         if self.schedule.checkpoint_due(done) and done != self.state.saved:
                             self.state.save(done)
                     except Died as reason:
-                        self.progress.message(f"the learner died in iteration {done} ({reason}); rebuilding it")
+                        doing = "while it took up a checkpoint" if behind else f"in iteration {done}"
+                        self.progress.message(f"the learner died {doing} ({reason}); rebuilding it")
                         self.learner.rebuild(reason)
-                        done = self.state.restore()
+                        behind = True
             except StorageError:
-                raise  # no checkpoint could be written either
+                raise  # there is no room for a checkpoint, whatever it was that found none
             except UserError as error:
                 self.state.save_if_whole(done)
                 if isinstance(error, NotFiniteError):
@@ -143,7 +147,7 @@ class Trainer:
                 raise
             if interrupts.asked:
                 self.state.save_if_whole(done)
-                self.progress.message(f"stopped after {done} iterations; `--resume` goes on from there")
+                self.progress.message(f"stopped after {done} iterations; `--resume` {self.state.goes_on(done)}")
                 raise KeyboardInterrupt
 
     def step(self, iteration: int) -> None:

@@ -147,7 +147,7 @@ def code_of_model(path: str) -> list[Code]:
     found: dict[Code, None] = {}
     for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
         try:
-            told = read_json(Path(path, name), ModelError)
+            told = read_json(Path(path, name), ModelError, finite=False)
         except ModelError:
             continue  # whoever loads it says what is wrong
         classes = told.get("auto_map") if isinstance(told, dict) else None

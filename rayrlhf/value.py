@@ -15,20 +15,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
 
 from rayrlhf.algorithm_config import SeparateValueConfig, ValueConfig
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import CheckpointError, ModelError
 from rayrlhf.heads import HeadLinear
 from rayrlhf.micro_batches import collate_queries, plan_micro_batches
-from rayrlhf.model_config import Held, check_numbers, first_line, stated_context
+from rayrlhf.model_config import Held, check_numbers, classifier_of, config_of_model, stated_context
 from rayrlhf.packed_sequences import Limits, PackedTokens, pack_tokens
 from rayrlhf.policy import load_whole, resolve_model
-from rayrlhf.reading import json_value, read_json, typed
+from rayrlhf.reading import json_value, read_json, typed, typed_line
 from rayrlhf.reward_models.sidecar import SIDECAR, read_sidecar
 from rayrlhf.types import FloatArray, ValueQuery
 
@@ -115,12 +114,8 @@ def build_value_network(config: SeparateValueConfig, policy: ModelConfig) -> Val
     Raises:
         ModelError: it does not load, lacks weights, is not causal, or its head is not the one that `config` asks for.
     """
-    source = policy if config.init is None else policy.model_copy(update={"path": config.init})
-    try:
-        described = AutoConfig.from_pretrained(resolve_model(source.path), trust_remote_code=source.trust_remote_code)
-    except Exception as error:
-        raise ModelError(f"value network {source.path} does not load: {first_line(error)}") from error
-    if any(name.endswith("ForSequenceClassification") for name in described.architectures or ()):
+    source = policy.model_copy(update={"path": resolve_model(policy.path if config.init is None else config.init)})
+    if classifier_of(config_of_model(f"value network {source.path}", source.path, source.trust_remote_code)):
         network = _from_reward_model(source, config.head)
     else:
         backbone = _load_model(AutoModel, source)
@@ -140,7 +135,7 @@ def _from_reward_model(source: ModelConfig, kind: HeadKind) -> ValueNetwork:
     if kind != "linear":
         raise ModelError(f"model {source.path} is a reward model with a linear head: set algorithm.value.head: linear")
     head = ValueHead(score.in_features, kind)
-    folder, gain, bias = Path(resolve_model(source.path)), 1.0, 0.0
+    folder, gain, bias = Path(source.path), 1.0, 0.0
     if (folder / SIDECAR).is_file():
         sidecar = read_sidecar(folder)
         gain, bias = sidecar.gain, sidecar.bias
@@ -154,7 +149,7 @@ def _from_reward_model(source: ModelConfig, kind: HeadKind) -> ValueNetwork:
 
 def _load_model(factory: Any, source: ModelConfig) -> Any:
     options = {"dtype": torch.float32, "trust_remote_code": source.trust_remote_code}
-    return load_whole(factory, resolve_model(source.path), f"value network {source.path}", **options)
+    return load_whole(factory, source.path, f"value network {source.path}", **options)
 
 
 @torch.no_grad()
@@ -236,8 +231,9 @@ def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu
         CheckpointError: the folder holds no value network that can be read, or `policy` is missing or does not fit.
     """
     folder = Path(folder)
-    if not (folder / DESCRIPTION).is_file():
-        raise CheckpointError(f"{folder} holds no value network that can be read: there is no {DESCRIPTION} in it")
+    for name in (DESCRIPTION, TENSORS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} holds no value network that can be read: there is no {name} in it")
     try:
         found = read_json(folder / DESCRIPTION, CheckpointError)
         description = typed(_Description, found, str(folder / DESCRIPTION), CheckpointError)
@@ -252,12 +248,15 @@ def load_value(folder: Path, policy: nn.Module | None = None, device: str = "cpu
         else:
             held = Held(len(tensors), sum(tensor.numel() for tensor in tensors.values()))
             check_numbers(description.backbone, held, str(folder))
-            config = AutoConfig.for_model(**description.backbone)
+            decoded = PreTrainedConfig._decode_special_floats(description.backbone)  # JSON has no infinities
+            config = AutoConfig.for_model(**decoded)
             network = ValueNetwork(AutoModel.from_config(config, trust_remote_code=False), head)
             found = network.load_state_dict(tensors, strict=False)  # buffers and tied names are not among the tensors
             unfit = {*found.unexpected_keys, *(dict(network.named_parameters()).keys() & found.missing_keys)}
             if unfit:
                 raise ValueError(f"its tensors do not fit its backbone: {', '.join(sorted(unfit)[:5])}")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StopIteration, ModelError) as error:
-        raise CheckpointError(f"{folder} holds no value network that can be read: {error}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # of transformers' as well, which builds what the folder claims
+        raise CheckpointError(f"{folder} holds no value network that can be read: {typed_line(error)}") from error
     return network.to(device).eval()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import ray
 import torch
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
 from rayrlhf.cluster import LOST, START_TIMEOUT_S, Lost, actor_environment, get, kill, own_error
 from rayrlhf.config import AgentConfig, ModelConfig, RolloutConfig
@@ -165,11 +165,18 @@ class RolloutActor:
         worker = self._build()
         fetched = None
         if weights.version != worker.version:
-            try:
-                fetched = ray.get(weights.ref[0], timeout=START_TIMEOUT_S)
-            except ObjectLostError as error:
-                raise Lost(f"weights of version {weights.version}: {LOST.format(type(error).__name__)}") from None
+            fetched = fetch(weights)
         return worker.play(specs, fetched, weights.version)
+
+
+def fetch(weights: PublishedWeights, timeout_s: float = START_TIMEOUT_S) -> Weights:
+    """The weights out of the object store. Raises Lost where they are gone from it, or do not come in time."""
+    try:
+        return ray.get(weights.ref[0], timeout=timeout_s)
+    except GetTimeoutError:
+        raise Lost(f"weights of version {weights.version} did not come within {timeout_s:g} s") from None
+    except ObjectLostError as error:
+        raise Lost(f"weights of version {weights.version}: {LOST.format(type(error).__name__)}") from None
 
 
 @dataclass(slots=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from rayrlhf.reading import first_line
+
 GONE = (RayActorError, OutOfMemoryError)
 """What Ray raises for an actor that is no more; the second where its memory monitor ended the process."""
 
@@ -65,7 +67,7 @@ def death_of(error: Exception, kills: KernelKills = _kills) -> Died:
         of = f" ({used['used']} of {used['limit']} in use)" if used else ""
         return Died(f"Ray's memory monitor ended its process{process}, for the memory of its machine ran out{of}", True)
     if _VANISHED not in text:
-        return Died(text.splitlines()[0] if text else type(error).__name__)
+        return Died(first_line(error))
     if kills.more():
         return Died(f"its process{process} was killed, and the kernel says that memory ran out", True)
     return Died(f"its process{process} was killed or crashed; where memory ran out the kernel's log says so (dmesg)")

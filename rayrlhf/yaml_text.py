@@ -16,7 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from rayrlhf.errors import UserError
-from rayrlhf.reading import MAX_DEPTH
+from rayrlhf.reading import MAX_DEPTH, first_line
 
 MAX_CHARACTERS = 200_000
 MAX_VALUES = 20_000  # what aliases repeat counted each time
@@ -77,7 +77,7 @@ def load_yaml(text: str, parser: YAML) -> Any:
     except YAMLError as error:  # characters that no YAML may hold; these know their position alone
         raise YamlFault(_problem(error), text.count("\n", 0, getattr(error, "position", 0)) + 1) from error
     except Exception as error:  # numbers of 5,000 digits, tags without sense: parsers raise anything
-        raise YamlFault(f"it cannot be read: {str(error) or type(error).__name__}") from error
+        raise YamlFault(f"it cannot be read: {first_line(error)}") from error
 
 
 def parse_yaml(text: str, place: str, fault: type[UserError]) -> Any:
@@ -121,4 +121,4 @@ def _problem(error: YAMLError) -> str:
         return f"the key {key.group(1)} stands here twice" if key else "a key stands here twice"
     if isinstance(error, MarkedYAMLError):
         return ", ".join(part for part in (error.context, error.problem) if part)
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

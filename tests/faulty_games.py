@@ -310,6 +310,13 @@ class OldStep(GymCorridor):
         return observation, reward, terminated, info
 
 
+class Unpacks(GymCorridor):
+    """Takes a line apart that has too few words."""
+
+    def step(self, action: str) -> Any:
+        _, _, _, _, _ = ["only", "four", "words", "here"]
+
+
 class OldReset(GymCorridor):
     """As before Gymnasium 0.26: the observation alone."""
 
@@ -339,6 +346,7 @@ def crc32_of(text: str = "") -> int:
 
 
 gymnasium.register("OldStep-v0", entry_point="tests.faulty_games:OldStep", max_episode_steps=9)
+gymnasium.register("Unpacks-v0", entry_point="tests.faulty_games:Unpacks", max_episode_steps=9)
 gymnasium.register("Corridor-v0", entry_point="tests.faulty_games:GymCorridor", kwargs={"keyed": True})
 gymnasium.register("ShortCorridor-v0", entry_point="tests.faulty_games:GymCorridor", max_episode_steps=3)
 gymnasium.register(

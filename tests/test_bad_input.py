@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM
 
+from rayrlhf import cluster
 from rayrlhf.config import RewardPart, RunConfig
 from rayrlhf.errors import ConfigError, LearnerError, ModelError, PromptError, RewardError, RunFolderError, UserError
 from rayrlhf.metrics import read_metrics
@@ -121,6 +123,33 @@ def test_bad_parts_are_named_before_anything_starts(
 def test_resources_that_never_fit_are_named(tiny_model: Path, tmp_path: Path, ray_cluster: None) -> None:
     with pytest.raises(LearnerError, match="asks for 1000"):
         train(small_config(tiny_model, tmp_path, "big", learner={"cpus_per_rank": 500}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"rollout": {"cpus_per_worker": 9}}, "rollout.cpus_per_worker 9"),
+        ({"learner": {"gpus_per_rank": 3}}, "learner.gpus_per_rank 3"),
+        (
+            {"reward": [{"name": "length"}, {"name": "length", "actors": 1, "gpus_per_actor": 4}]},
+            "reward.1.gpus_per_actor 4",
+        ),
+        ({"reward": [{"name": "length", "cpus_per_actor": 99}]}, None),  # in no actor
+    ],
+)
+def test_an_actor_that_fits_on_no_node_is_named(
+    changes: dict[str, Any], setting: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight nodes of 8 CPUs and 2 GPUs each: all that the run asks for is there, but nowhere together."""
+    node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node] * 8)
+    monkeypatch.setattr(cluster, "grows", lambda: False)
+    config = small_config(tmp_path, tmp_path, "wide", **changes)
+    if setting is None:
+        cluster.check_resources(config)
+    else:
+        with pytest.raises(LearnerError, match=rf"^{setting}: no node of the cluster has more than [28] [CG]PU"):
+            cluster.check_resources(config)
 
 
 def test_a_storage_path_that_is_a_file(tiny_model: Path, tmp_path: Path) -> None:

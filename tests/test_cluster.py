@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from rayrlhf.cluster import _sees, actor_environment
+from rayrlhf import cluster
+from rayrlhf.cluster import _sees, actor_environment, check_shared_storage
+from rayrlhf.errors import RunFolderError
 from rayrlhf.run_folder import write_probe
 
 PROGRAM = """
@@ -57,6 +59,19 @@ def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path, blind: ray.O
     """The check itself, as each node runs it."""
     assert ray.get(_sees.remote(tmp_path, write_probe(tmp_path)))
     assert not ray.get(blind, timeout=60)
+
+
+@pytest.mark.parametrize("fault", ["late", "gone"])
+def test_a_node_that_does_not_answer_is_a_fault_of_the_folder(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [node] = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: [node, node if fault == "late" else {**node, "NodeID": "e" * 56}])
+    monkeypatch.setattr(cluster, "PROBE_TIMEOUT_S", 0.0 if fault == "late" else 60.0)
+    with pytest.raises(RunFolderError, match=r"whether every node sees .* cannot be found out") as caught:
+        check_shared_storage(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_actors_run_the_interpreter_that_started_the_run() -> None:

@@ -178,6 +178,20 @@ def test_a_bad_override_is_one_line_that_repeats_it(override: str, fault: str) -
     assert faults(text, override) == [f"override {override}: {fault}"]
 
 
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [
+        ("reward." + "9" * 5000, "reward has 1 entries: the next one is reward.1"),
+        ("model" + ".a" * 1500, "its key leads through more than 100 sections"),
+        ("model" + ".a" * 90, "unknown key"),
+    ],
+)
+def test_a_key_without_end_is_one_line(key: str, fault: str) -> None:
+    [line] = faults("reward: [length]\n", f"{key}=1")
+    assert line.startswith(f"override {key[:200]}")
+    assert fault in line[200:]
+
+
 def test_all_faults_of_file_and_overrides_come_at_once_in_the_order_written_x_7() -> None:
     text = "optimizer:\n  lr: fast\nrollout:\n  wrokers: 4\nseed: -1\nlearner:\n  zero_stage: 7\n"
     found = faults(text, "checkpoint.every.x=1", "algorithm.kl.coef=-1", "nonsense")

@@ -191,6 +191,14 @@ def test_the_api_before_gymnasium_is_told_from_other_faults(name: str, message: 
     assert re.search(message, checked[0].detail)
 
 
+@pytest.mark.parametrize("name", ["Unpacks", "Unpacks-v0"])
+def test_an_error_of_a_games_own_keeps_its_place(name: str) -> None:
+    """It reads like that of Gymnasium's wrappers where a game returns four values."""
+    checked = check_contract(f"tests.faulty_games:{name}")
+    assert [result.passed for result in checked] == [False]
+    assert re.search(r"raised ValueError: not enough values to unpack .*faulty_games\.py:\d+", checked[0].detail)
+
+
 def test_prompts_and_split_go_to_those_who_take_them() -> None:
     taking = "tests.faulty_games:Taking"
     with ProcessEnvironments(settings(taking, "held_out", depth=2), ["a"]) as environments:

@@ -9,16 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rayrlhf import imitation
 from rayrlhf.config import ModelConfig
 from rayrlhf.environments import open_environments
-from rayrlhf.errors import EpisodeError, RunFolderError
+from rayrlhf.errors import EpisodeError, LearnerError, RunFolderError
 from rayrlhf.imitation import ImitationSettings, imitate, training_sequences
+from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.player import Player
 from rayrlhf.policy import context_length, load_policy, load_tokenizer
 from rayrlhf.rollout import deal_specs
 from rayrlhf.run_parts import environment_settings
 from rayrlhf.sampling.transformers_engine import SamplingSettings
+from rayrlhf.types import TrainingBatch, UpdateReport
 from rayrlhf.walkthroughs import Demonstration, walkthroughs
+from rayrlhf.worker_death import Died
 from tests.test_game_training import game_config
 
 SETTINGS = ImitationSettings(games=6, epochs=12, turns_per_step=4)
@@ -78,6 +82,25 @@ class _Stuck:
 
     def step(self, actions):  # type: ignore[no-untyped-def]
         return {slot: replace(self._now[slot], truncated=True) for slot in actions}
+
+
+class Dies(LearnerGroup):
+    """A learner without ranks, which is lost where it should learn."""
+
+    def start(self) -> list[str]:
+        return []
+
+    def update(self, batch: TrainingBatch, iteration: int) -> UpdateReport:
+        raise Died("its process was killed", memory=True)
+
+
+def test_a_learner_that_dies_is_named(tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imitation, "LearnerGroup", Dies)
+    with pytest.raises(
+        LearnerError, match=r"the learner died: its process was killed: lower learner.tokens_per_micro_batch"
+    ):
+        imitate(game_config(tmp_path, "shown"), tmp_path / "model", SETTINGS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_there_stays(tmp_path: Path) -> None:

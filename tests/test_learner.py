@@ -33,6 +33,7 @@ from rayrlhf.algorithm_config import AdamWConfig, SGDConfig
 from rayrlhf.config import LearnerConfig, ModelConfig
 from rayrlhf.errors import CheckpointError, LearnerError
 from rayrlhf.learner import Learner, learning_rate
+from rayrlhf.learner_state import load_random_state, restore_random_state, save_random_state
 from rayrlhf.losses import Objective, PolicyGradientLoss, PolicyLoss
 from rayrlhf.policy import load_policy, score_tokens
 from rayrlhf.types import TrainingSequence
@@ -193,6 +194,14 @@ def test_a_state_of_another_world_size_or_stage_is_refused(recorded: Any, folder
     with pytest.raises(CheckpointError, match="holds no learner state"):
         learner.load_state(folder / "nowhere")
     learner.close()
+
+
+def test_a_state_of_a_cpu_is_taken_up_on_a_gpu(tmp_path: Path) -> None:
+    """What a CPU's learner saved knows nothing of a GPU's random numbers."""
+    save_random_state(tmp_path / "random", torch.device("cpu"))
+    drawn = torch.rand(3)
+    restore_random_state(load_random_state(tmp_path / "random"), torch.device("cuda"))
+    assert torch.equal(torch.rand(3), drawn)
 
 
 class Payload:

@@ -29,6 +29,7 @@ from rayrlhf.policy_network import PolicyNetwork
 from rayrlhf.prompts import Prompt
 from rayrlhf.rollout import deal_specs
 from rayrlhf.sampling.agreement import check_plain
+from rayrlhf.sampling.plain_decoding import last_logits
 from rayrlhf.sampling.prefix_cache import PrefixCache
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler, cached_way
 from rayrlhf.trainer import train
@@ -116,6 +117,22 @@ def test_the_usual_architectures_sample_with_their_cache(family: str) -> None:
     way = cached_way(random_model(FAMILIES[family](VOCABULARY)))
     assert way is not None
     assert way.mask_steps
+
+
+def test_a_model_that_no_cache_serves_is_read_plainly() -> None:
+    """Code that comes with a model may raise anything: here layers of a kind that no cache knows, and an assertion."""
+    model = random_model(FAMILIES["gpt2"](VOCABULARY))
+    model.config.layer_types = ["a kind of its own"] * model.config.num_hidden_layers
+    model.register_forward_pre_hook(_no_cache, with_kwargs=True)
+    assert cached_way(model) is None
+    cache, prompt = PrefixCache(model), np.array([1, 2, 3])
+    _, logits = cache.extend([0], [prompt])
+    with torch.no_grad():
+        assert torch.equal(logits, last_logits(model, [prompt]))
+
+
+def _no_cache(model: torch.nn.Module, arguments: tuple[object, ...], options: dict[str, object]) -> None:
+    assert not options.get("use_cache")
 
 
 @pytest.mark.parametrize("family", NOT_CAUSAL)

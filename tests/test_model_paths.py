@@ -23,9 +23,12 @@ from huggingface_hub import constants
 from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.config import ModelConfig
 from rayrlhf.errors import ModelError
-from rayrlhf.model_config import UNSTATED_CONTEXT, fingerprint, read_model_config, stated_context
+from rayrlhf.evaluate import find_subject
+from rayrlhf.generate import find_model
+from rayrlhf.model_config import UNSTATED_CONTEXT, check_claims, fingerprint, read_model_config, stated_context
 from rayrlhf.model_paths import _tell, reach_hub, resolve_model
-from rayrlhf.policy import context_length, end_ids, load_policy, load_tokenizer
+from rayrlhf.policy import check_policy, context_length, end_ids, load_policy, load_tokenizer
+from rayrlhf.trust import code_of_model
 
 
 @pytest.fixture
@@ -164,6 +167,30 @@ def test_what_a_config_claims_is_held_against_the_weights(
     assert "LOAD REPORT" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["[0.0, Infinity]", "[0.0, -Infinity]", "NaN"])
+def test_a_config_with_infinities_is_one_of_a_model(model: Path, value: str) -> None:
+    """`Infinity` stands in files that transformers wrote before it encoded infinities."""
+    text = (
+        (model / "config.json")
+        .read_text()
+        .replace("{", '{"time_step_limit": ' + value + ', "auto_map": {"A": "b.C"},', 1)
+    )
+    (model / "config.json").write_text(text)
+    assert resolve_model(str(model)) == str(model.resolve())
+    assert [code.what for code in code_of_model(str(model))] == ["b.C"]
+
+
+def test_a_pipe_among_the_weights_is_passed_over(model: Path) -> None:
+    before = fingerprint(model)
+    os.mkfifo(model / "other.safetensors")
+    os.mkfifo(model / "other.bin")
+    check_claims(model, "mine")
+    assert fingerprint(model) == before
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ModelError):
+        load_policy(ModelConfig(path=str(model)))
+
+
 @pytest.mark.parametrize(
     ("config", "context"),
     [
@@ -221,6 +248,30 @@ def test_the_ends_are_the_tokenizers_and_the_generation_configs(model: Path) -> 
     (model / "generation_config.json").unlink()
     assert end_ids(config, tokenizer) == (0,)
     assert end_ids(changed(model, eos_token_id=[0, 8]), tokenizer) == (0, 8)
+
+
+@pytest.mark.parametrize("named", ["<|im_end|>", [[1]], {"a": 1}, 2.5, ["7"]])
+def test_an_end_that_is_no_token_is_named(model: Path, named: object) -> None:
+    config = ModelConfig(path=str(model))
+    tokenizer, policy = load_tokenizer(config), load_policy(config)
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    with pytest.raises(
+        ModelError, match=rf"{model}: the eos_token_id of its generation_config.json is .*{re.escape(repr(named))}"
+    ):
+        check_policy(config, policy, tokenizer)
+
+
+def test_a_generation_config_that_is_none_is_passed_over(model: Path) -> None:
+    (model / "generation_config.json").write_text("[1]")
+    config = changed(model, eos_token_id=[0, 8])
+    assert end_ids(config, load_tokenizer(config)) == (0, 8)
+
+
+def test_a_checkpoint_given_as_a_model_is_found_once(run: Path) -> None:
+    """To find it all its files are held against their checksums, which takes minutes where they are large."""
+    checkpoint, model = str(run / "checkpoints/000001"), str((run / "checkpoints/000001/model").resolve())
+    assert find_model(checkpoint)[0].path == model
+    assert find_subject(checkpoint, "alliteration").model.path == model
 
 
 def test_a_fingerprint_tells_configs_and_weights_apart(model: Path) -> None:

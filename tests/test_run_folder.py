@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import platform
+import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import build_tiny_model
 
+from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
-from rayrlhf.errors import RunFolderError
+from rayrlhf.errors import RunFolderError, StorageError
+from rayrlhf.lock import FolderLock, Held, _become_writer
 from rayrlhf.run_folder import RunFolder, has_probe, refuse_taken, remove_probe, write_probe
+from rayrlhf.run_parts import check_started_from, starting_point
 from tests.faults import system_calls
 
 
@@ -295,6 +301,30 @@ def test_a_writer_on_another_machine_is_taken_for_alive_and_named(tmp_path: Path
     RunFolder.resume(*a_config(tmp_path, name="first")).close()
 
 
+@pytest.mark.parametrize("text", ["", "proc"])
+def test_a_writer_that_nobody_can_name_is_named_by_its_file(tmp_path: Path, text: str) -> None:
+    """Killed between the making of its file and the writing of it."""
+    (tmp_path / ".writer-3").write_text(text)
+    if text:  # not a living process
+        FolderLock.take(tmp_path).release()
+    else:
+        with pytest.raises(Held, match=r"another process \(if it is gone, remove .*\.writer-3\)"):
+            FolderLock.take(tmp_path)
+
+
+def test_a_writer_for_whom_there_is_no_room_leaves_no_file(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"\.writer-1 could not be written"):
+            _become_writer(folder, tmp_path, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        os.close(folder)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_failed_before_its_first_iteration_is_begun_anew(tmp_path: Path) -> None:
     """With the same settings or others, with --resume or without; nothing that it left is lost."""
     with RunFolder.create(*a_config(tmp_path, name="first", seed=3)) as failed:
@@ -338,6 +368,35 @@ def test_probe_tells_one_folder_from_another(tmp_path: Path) -> None:
     remove_probe(tmp_path / "shared", token)
     assert not has_probe(tmp_path / "shared", token)
     assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_a_run_goes_on_with_the_checkpoint_that_it_started_from(tmp_path: Path) -> None:
+    """The run whose checkpoint it is may have gone on meanwhile."""
+    model = build_tiny_model(tmp_path / "model")
+    store = CheckpointStore(tmp_path / "first" / "checkpoints", keep=2, keep_trainer_state=1)
+
+    def saved(iteration: int) -> Path:
+        partial = store.begin(iteration)
+        shutil.copytree(model, partial / "model")
+        (partial / "trainer").mkdir()
+        (partial / "trainer" / "state").write_text("x")
+        store.commit(partial, iteration, {})
+        return tmp_path / f"first/checkpoints/{iteration:06d}/model"
+
+    began = saved(1)
+    config, text = a_config(tmp_path, name="second", model={"path": str(tmp_path / "first")})
+    with RunFolder.create(config, text) as folder:
+        start = starting_point(config, config.model).model
+        check_started_from(folder, start)
+        folder.metrics.write_text("{}")
+    later = saved(2)
+    assert start.path == starting_point(config, config.model).model.path == str(began)
+    saved(3)  # which removes the first
+    assert not began.exists()
+    assert starting_point(config, config.model).model.path == str(later).replace("000002", "000003")
+    elsewhere = config.model.model_copy(update={"path": str(model)})
+    folder.started_from.write_text(json.dumps({"path": str(later)}))
+    assert starting_point(config, elsewhere).model.path == str(model)
 
 
 def test_a_model_that_changed_since_the_run_began_is_named(tmp_path: Path) -> None:

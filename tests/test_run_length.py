@@ -10,7 +10,7 @@ from test_training import small_config
 
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.config import RunConfig
-from rayrlhf.config_loading import dump_config
+from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import RunFolderError
 from rayrlhf.metrics import read_metrics
 from rayrlhf.run_folder import RunFolder
@@ -89,6 +89,16 @@ def test_stretched_schedules_are_spread_over_the_new_length_and_the_jump_is_told
     assert again.schedule_length == 200
     kept, _ = resumed(given, iterations=300, schedule="keep")
     assert kept.schedule_length == 200
+
+
+@pytest.mark.parametrize("word", ["keep", "stretch"])
+def test_what_was_said_of_one_resumption_is_not_said_of_the_next(tmp_path: Path, word: str) -> None:
+    resumed(stopped_run(tmp_path, optimizer=LINEAR), iterations=200, schedule=word)
+    again = load_config(str(tmp_path / "longer" / "config.yaml"), ["iterations=400"])
+    assert (again.schedule, again.schedule_length) == (None, {"keep": 120, "stretch": 400}[word])
+    if word == "stretch":
+        with pytest.raises(RunFolderError, match="Say schedule=keep"):
+            continued(again)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from rayrlhf.generate import show
 from rayrlhf.metrics import read_metrics, read_samples
 from rayrlhf.preferences.formats.content import ReadOptions
 from rayrlhf.preferences.formats.registry import read_data
-from rayrlhf.reading import MAX_DEPTH, Count, Number, json_value, parse_json, typed
+from rayrlhf.reading import MAX_DEPTH, Count, Number, first_line, json_value, parse_json, typed, typed_line
 from rayrlhf.reward_contract import example_trajectory
 from rayrlhf.run_folder import RunFolder, parse_config
 from rayrlhf.terminal_output import plain_console, say
@@ -169,6 +169,19 @@ def test_a_large_nested_label_file_costs_no_more_than_its_own_size(start: bytes)
     assert (found, fault.line) == ("", 1)  # type: ignore[union-attr]
     assert "nested more than 50 levels deep" in fault.message  # type: ignore[union-attr]
     assert most < 10 * len(data)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n one\x1b[2J\ntwo"), "one\N{SYMBOL FOR ESCAPE}[2J"),
+        (KeyError(), "KeyError"),
+        (OSError(2, "nothing there"), "[Errno 2] nothing there"),
+    ],
+)
+def test_an_error_of_a_librarys_is_one_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line
+    assert typed_line(error) == f"{type(error).__name__}: {line}"
 
 
 def test_say_shows_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from rayrlhf.tune.optuna_search import OptunaPoints
 from rayrlhf.tune.pbt import check_checkpoints_last, last_values, scheduler
 from rayrlhf.tune.plan import TrialMaker, dimensions, plan
 from rayrlhf.tune.sweep_config import OptunaSearchConfig, PBTConfig, SweepRequest, load_sweep
+from rayrlhf.tune.trial import config_of
 from tests.sweep_folders import TrialPlan, climb, write_run
 
 
@@ -41,6 +42,16 @@ def test_a_sweep_is_read_back_as_it_was_planned(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "s/trials.jsonl").read_text().splitlines()]
     assert rows[1] == {"name": "000-seed1", "parameters": {"algorithm.kl.coef": 0}, "seed": 1}
     assert load_config(str(folder.config("001-seed0"))).algorithm.kl.coef == 1
+
+
+def test_a_sweep_of_before_a_check_is_read_as_it_was_planned(tmp_path: Path) -> None:
+    """A cap beside a clipped ratio had no effect, and is refused where a person writes it now."""
+    with create(request(tmp_path, "algorithm.name=grpo")) as folder:
+        path = folder.config("000-seed0")
+        path.write_text(path.read_text().replace("importance_cap: 2.0", "importance_cap: 1.5"))
+        planned = folder.read_trials()[0].config
+        assert planned.algorithm.importance_cap == 1.5  # type: ignore[union-attr]
+        assert config_of(folder, "000-seed0") == planned
 
 
 def test_resuming_needs_the_same_sweep(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,14 +20,16 @@ import ray
 
 from rayrlhf import trainer
 from rayrlhf.alarms import read_alarms
-from rayrlhf.config import RunConfig
+from rayrlhf.config import LearnerConfig, RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import LearnerError, RunFolderError
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import comparable, read_metrics, read_samples
-from rayrlhf.trainer import train
+from rayrlhf.run_state import RunState
+from rayrlhf.trainer import Observer, train
 from rayrlhf.types import EpisodeSpec, TrainingBatch, UpdateReport
 from rayrlhf.worker import PlayedBatch, PublishedWeights, RolloutPool
+from rayrlhf.worker_death import Died
 
 
 def small_config(model: Path, storage: Path, name: str, **changes: Any) -> RunConfig:
@@ -180,6 +183,88 @@ def test_killed_worker_and_killed_rank_change_nothing(
     assert REBUILDS[-1] == 1, "the learner was not rebuilt"
     assert weights_hash(storage, "disturbed", 6) == weights_hash(storage, "undisturbed", 6)
     assert records(storage, "disturbed") == records(storage, "undisturbed")
+
+
+class Loop(trainer.Trainer):
+    """The loop of a run alone: its iterations do nothing."""
+
+    def begin(self) -> None:
+        pass
+
+    def step(self, iteration: int) -> None:
+        self.observer.iteration_done(iteration, {})
+
+    def respond(self, done: int) -> int:
+        return done
+
+
+class Saves(RunState):
+    """The state of a run that keeps nothing but how many iterations are saved; `deaths` restores are lost."""
+
+    def __init__(self, saved: int | None, deaths: int = 0, full: bool = False) -> None:
+        self.saved, self.deaths, self.full = saved, deaths, full
+
+    def restore(self) -> int:
+        if self.deaths:
+            self.deaths -= 1
+            raise Died("its process was killed")
+        return self.saved or 0
+
+    def save_if_whole(self, done: int) -> None:
+        if not self.full:
+            self.saved = done
+
+
+class Rebuilds(LearnerGroup):
+    """A learner without ranks that may be rebuilt so often."""
+
+    def __init__(self, most: int) -> None:
+        self.config, self.rebuilds, self.ranks = LearnerConfig(max_rebuilds=most), 0, []
+
+    def start(self) -> list[str]:
+        return []
+
+
+def loop(state: RunState, rebuilds: int = 0, observer: Observer | None = None) -> tuple[Loop, list[str]]:
+    """A loop of ten iterations without checkpoints, and what it says."""
+    schedule = SimpleNamespace(iterations=10, checkpoint_due=lambda _: False)
+    said: list[str] = []
+    parts: dict[str, Any] = dict.fromkeys(("rollouts", "rewards", "algorithm", "log", "guard"))
+    progress: Any = SimpleNamespace(message=said.append)
+    return Loop(
+        schedule=schedule, learner=Rebuilds(rebuilds), state=state, progress=progress, max_logprob_gap=1.0,
+        observer=observer or Observer(), **parts,
+    ), said  # fmt: skip
+
+
+def test_a_learner_that_dies_as_it_takes_up_a_checkpoint_is_rebuilt_so_often() -> None:
+    state = Saves(7, deaths=2)
+    running, said = loop(state, rebuilds=2)
+    running.run(resume=True)
+    assert said == ["the learner died while it took up a checkpoint (its process was killed); rebuilding it"] * 2
+    with pytest.raises(LearnerError, match="the learner died 3 times, last: its process was killed"):
+        loop(Saves(7, deaths=3), rebuilds=2)[0].run(resume=True)
+
+
+class Interrupted(Observer):
+    def iteration_done(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        if iteration == 6:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("saved", "full", "told"),
+    [
+        (None, False, "goes on from there"),
+        (5, True, "goes on from the checkpoint after 5 of them"),
+        (None, True, "begins anew: there is no checkpoint"),
+    ],
+)
+def test_an_interrupted_run_says_what_a_resumed_one_goes_on_from(saved: int | None, full: bool, told: str) -> None:
+    running, said = loop(Saves(saved, full=full), observer=Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        running.run(resume=saved is not None)
+    assert said == [f"stopped after 7 iterations; `--resume` {told}"]
 
 
 def driver(config: RunConfig, folder: Path, *options: str) -> subprocess.Popen[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
     LlamaModel,
+    Mamba2Config,
 )
 
 from rayrlhf.algorithm_config import HeadValueConfig, SeparateValueConfig
@@ -31,7 +34,7 @@ from rayrlhf.reward_models.network import new_reward_network, padded, score_sequ
 from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars
 from rayrlhf.reward_models.text_format import TextFormat
 from rayrlhf.types import ValueQuery
-from rayrlhf.value import ValueHead, build_value_network, load_value, query_values, write_value
+from rayrlhf.value import ValueHead, ValueNetwork, build_value_network, load_value, query_values, write_value
 
 
 def build_reward_model(folder: Path, labels: int = 1, seed: int = 5, architecture: str = "llama") -> Path:
@@ -231,6 +234,17 @@ def test_a_model_that_cannot_be_a_value_network_is_named(
         build_value_network(SeparateValueConfig(init="./nowhere"), policy)
 
 
+def test_a_config_that_is_damaged_or_brings_code_is_told_as_of_any_model(tmp_path: Path, policy: ModelConfig) -> None:
+    folder = build_tiny_model(tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "architectures": [1]}))
+    build_value_network(SeparateValueConfig(init=str(folder)), policy)
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(own))
+    with pytest.raises(ModelError, match=r"brings Python code of its own \(own.Config.*model.trust_remote_code"):
+        build_value_network(SeparateValueConfig(init=str(folder)), policy)
+
+
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path, policy: ModelConfig) -> None:
     from transformers import BertConfig, BertModel
 
@@ -257,6 +271,28 @@ def test_a_network_of_its_own_is_read_again(tmp_path: Path, policy: ModelConfig,
         assert np.array_equal(one, two)
 
 
+def test_a_network_whose_config_has_infinities_is_read_again(tmp_path: Path) -> None:
+    config = Mamba2Config(
+        vocab_size=320,
+        hidden_size=32,
+        num_hidden_layers=1,
+        state_size=8,
+        num_heads=4,
+        head_dim=16,
+        n_groups=1,
+        chunk_size=8,
+    )
+    assert math.inf in config.time_step_limit
+    network = ValueNetwork(AutoModel.from_config(config), ValueHead(32, "linear")).eval()
+    torch.nn.init.normal_(network.head.output.weight)
+    write_value(tmp_path, SeparateValueConfig(), network.backbone, dict(network.named_parameters()))
+    again = load_value(tmp_path)
+    assert tuple(again.backbone.config.time_step_limit) == config.time_step_limit  # type: ignore[union-attr, arg-type]
+    [one], [two] = (query_values(each, random_queries(1)) for each in (network, again))
+    assert one.any()
+    assert np.array_equal(one, two)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neo", "qwen2"])
 def test_a_head_is_read_again_with_its_policy(tmp_path: Path, architecture: str) -> None:
     """What the head says on the policy's last hidden states in training is what it says afterwards."""
@@ -274,7 +310,7 @@ def test_a_head_is_read_again_with_its_policy(tmp_path: Path, architecture: str)
         load_value(tmp_path / "value")
 
 
-@pytest.mark.parametrize("fault", ["missing", "damaged", "other tensors"])
+@pytest.mark.parametrize("fault", ["missing", "damaged", "pipe", "other tensors", "no width", "no backbone"])
 def test_a_folder_that_holds_no_value_network_is_refused(tmp_path: Path, policy: ModelConfig, fault: str) -> None:
     config = SeparateValueConfig()
     network = build_value_network(config, policy)
@@ -284,7 +320,15 @@ def test_a_folder_that_holds_no_value_network_is_refused(tmp_path: Path, policy:
     write_value(tmp_path, config, network.backbone, tensors)
     if fault == "missing":
         (tmp_path / "value.json").unlink()
+    elif fault == "pipe":
+        (tmp_path / "value.safetensors").unlink()
+        os.mkfifo(tmp_path / "value.safetensors")
+    elif fault in ("no width", "no backbone"):
+        told = json.loads((tmp_path / "value.json").read_text())
+        changed = {**told["backbone"], "hidden_size": "x"} if fault == "no width" else {}
+        (tmp_path / "value.json").write_text(json.dumps({**told, "backbone": changed}))
     elif fault == "damaged":
         (tmp_path / "value.safetensors").write_bytes((tmp_path / "value.safetensors").read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="holds no value network that can be read"):
+    with pytest.raises(CheckpointError, match="holds no value network that can be read") as caught:
         load_value(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 import pytest
 import ray
 
+from rayrlhf.cluster import Lost
 from rayrlhf.config import AgentConfig, ModelConfig, PromptsConfig, RolloutConfig
 from rayrlhf.environments import EnvironmentSettings
 from rayrlhf.errors import EpisodeError, RolloutError
@@ -19,7 +21,7 @@ from rayrlhf.prompts import load_prompts
 from rayrlhf.rollout import deal_specs
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import Trajectory
-from rayrlhf.worker import PublishedWeights, RolloutPool, WorkerSettings
+from rayrlhf.worker import PublishedWeights, RolloutPool, WorkerSettings, fetch
 from tests.broken_environments import HangsOnce, KillsItsWorkerOnce
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -126,6 +128,19 @@ def test_an_environment_that_raises_stops_the_run_by_name(tiny_model: Path) -> N
         played(pool)
     assert "Traceback" not in str(caught.value)
     pool.close()
+
+
+@ray.remote(num_cpus=0)
+def _late() -> None:
+    time.sleep(600)
+
+
+def test_weights_that_come_late_are_lost() -> None:
+    """So that they are published again; Ray's own error would end the run."""
+    ref = _late.remote()
+    with pytest.raises(Lost, match=r"weights of version 7 did not come within 0.1 s"):
+        fetch(PublishedWeights((ref,), version=7), timeout_s=0.1)
+    ray.cancel(ref, force=True)
 
 
 def test_wrong_weights_stop_the_run_by_name(lone_worker: RolloutPool) -> None:

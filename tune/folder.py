@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rayrlhf.config_loading import dump_config, load_config
+from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import RunFolderError
 from rayrlhf.files import check_plain, replace_file, sync_folder
 from rayrlhf.lock import FolderLock, Held, is_held
@@ -40,6 +40,7 @@ from rayrlhf.reading import (
     typed,
     typed_value,
 )
+from rayrlhf.run_folder import read_run_config
 from rayrlhf.tune.plan import Trial
 from rayrlhf.tune.sweep_config import SweepConfig
 from rayrlhf.yaml_text import parse_yaml
@@ -220,7 +221,7 @@ class SweepFolder:
     def read_trials(self) -> list[Trial]:
         """The trials planned so far, each with the config that it was planned with."""
         return [
-            Trial(row.name, row.parameters, row.seed, load_config(str(self.config(row.name))))
+            Trial(row.name, row.parameters, row.seed, read_run_config(self.config(row.name)))
             for row in planned_rows(self.planned)
         ]
 

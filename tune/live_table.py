@@ -144,7 +144,7 @@ class LiveTable(tune.Callback):
         self._change(trial, ending.status)
         over = sum(row.status not in ("waiting", "running") for row in self._rows.values())
         cells = row.cells({})
-        facts = [f"{name} {text}" for name, text in zip(("reward", "KL", "diversity"), cells[3:6]) if text]
+        facts = [f"{name} {text}" for name, text in zip(("reward", "KL", "diversity"), cells[3:6], strict=True) if text]
         error = f": {ending.error}" if ending.error else ""
         self.message(
             f"{over} of {len(self._rows)}  {row.trial.name}  {cells[1]}  {ending.status}{error}  {'  '.join(facts)}".rstrip()

@@ -155,7 +155,7 @@ def probes(space: Sequence[Dimension]) -> list[Parameters]:
 
 def point_of(space: Sequence[Dimension], values: Sequence[Any]) -> Parameters:
     """The point with these values, one a dimension."""
-    return {key: value for dimension, value in zip(space, values) for key in dimension.keys}
+    return {key: value for dimension, value in zip(space, values, strict=True) for key in dimension.keys}
 
 
 def _dimensions(request: SweepRequest) -> tuple[list[Dimension], list[str]]:
@@ -193,7 +193,7 @@ def _random_points(space: Sequence[Dimension], search: RandomSearchConfig) -> li
     streams = {d.name: d.generator(search.seed) for d in space if not _is_grid(d.values)}
     found = []
     for combination in _combinations(grids):
-        crossed = {dimension.name: value for dimension, value in zip(grids, combination)}
+        crossed = {dimension.name: value for dimension, value in zip(grids, combination, strict=True)}
         for _ in range(search.samples if streams else 1):
             values = [crossed[d.name] if d.name in crossed else d.values.draw(streams[d.name]) for d in space]
             found.append(point_of(space, values))

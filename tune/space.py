@@ -170,8 +170,8 @@ def override(key: str, value: Any) -> str:
 def shown_values(parameters: Sequence[tuple[str, Any]]) -> str:
     """Parameters in a few words, for tables: the last part of each key where that is unambiguous."""
     lasts = [key.rsplit(".", 1)[-1] for key, _ in parameters]
-    names = [last if lasts.count(last) == 1 else key for (key, _), last in zip(parameters, lasts)]
+    names = [last if lasts.count(last) == 1 else key for (key, _), last in zip(parameters, lasts, strict=True)]
     return " ".join(
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, (_, value) in zip(names, parameters)
+        for name, (_, value) in zip(names, parameters, strict=True)
     )

@@ -49,7 +49,7 @@ def frontier_png(results: SweepResults, recommendation: Recommendation, scale: C
     with matplotlib.rc_context(_FILE_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(10.5 if look is None else 14, 5.8), layout="constrained")
         panels = figure.subplots(1, 1 if look is None else 2, squeeze=False)[0]
-        for axes, points in zip(panels, (None, look)):
+        for axes, points in zip(panels, (None, look), strict=False):
             draw_frontier(axes, results, recommendation, scale, scale.light, points)
         handles = legend_handles(results, recommendation, scale, scale.light)
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
@@ -129,7 +129,7 @@ def curves_figure(
         curve = trial.history.reward if quantity == "reward" else trial.history.diversity
         if not curve:
             continue
-        iterations, values = zip(*curve)
+        iterations, values = zip(*curve, strict=True)
         shown = moving_average(values, len(values) // 20 | 1) if quantity == "reward" else values
         colour = colours[scale.rank(scale.parameter.value_of(trial))]
         axes.plot(iterations, shown, color=colour, linestyle=dashes[seeds.index(trial.seed) % len(dashes)],

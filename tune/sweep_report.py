@@ -210,7 +210,7 @@ def _equal_reward_table(table: EqualReward) -> str:
     heads = "".join(f"<th>{text(shown(value))}: KL</th><th>diversity</th>" for value in table.parameter.values)
     rows = "".join(
         f"<tr><td>{level:g}</td>{''.join(_price(price) for price in prices)}</tr>"
-        for level, prices in zip(table.levels, table.prices)
+        for level, prices in zip(table.levels, table.prices, strict=True)
     )
     return (
         f'{title}<p class="notes">What each had paid when its reward first came to a level, interpolated between '

@@ -15,11 +15,12 @@ from ray import tune
 from ray.util.placement_group import get_current_placement_group
 
 from rayrlhf.config import RunConfig
-from rayrlhf.config_loading import load_config
 from rayrlhf.errors import DivergenceError, NotFiniteError
 from rayrlhf.gang import Gang
 from rayrlhf.metrics import read_metrics
 from rayrlhf.python_path import move_last
+from rayrlhf.reading import first_line
+from rayrlhf.run_folder import read_run_config
 from rayrlhf.trainer import Observer, train
 from rayrlhf.tune.folder import Ending, SweepFolder, is_over, write_ending
 from rayrlhf.tune.objectives import ObjectiveConfig
@@ -139,13 +140,8 @@ def replay(run_folder: Path, objective: ObjectiveConfig) -> None:
 def config_of(folder: SweepFolder, trial: str) -> RunConfig:
     """The config that the trial is to go on with: its run's own, or the planned one where it has not begun."""
     begun = folder.run_folder(trial) / "config.yaml"
-    config = load_config(str(begun if begun.is_file() else folder.config(trial)))
+    config = read_run_config(begun if begun.is_file() else folder.config(trial))
     return config.model_copy(update={"storage_path": str(folder.trials)})  # the sweep's folder may have been moved
-
-
-def first_line(error: BaseException) -> str:
-    """What a table says of an error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def seconds_of(run_folder: Path) -> float:

@@ -18,7 +18,7 @@ from rayrlhf.algorithms.rloo import RLOO
 
 
 def build_algorithm(config: AlgorithmConfig, iterations: int = 1) -> RLOO | Reinforce | GRPO | PPO | RejectionSampling:
-    """iterations: of the whole run, which a schedule is spread over."""
+    """iterations: `RunConfig.schedule_length`, which a schedule is spread over."""
     match config:
         case RLOOConfig():
             return RLOO(config, iterations)

@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 
 from rayrlhf import plugins
-from rayrlhf.error_location import location_of
+from rayrlhf.error_location import is_raised_in, location_of
 from rayrlhf.errors import EpisodeError, UserError
 from rayrlhf.interfaces import Environment, Environments
 from rayrlhf.plugin_parameters import listing, named_parameters, parameter_faults, signature_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # a process that plays games needs no config, and pydantic ta
 
 _HANDED = ("prompts", "split", "run_seed")  # constructor parameters that the run fills
 _STEP_VALUES = "(observation, reward, terminated, truncated, info)"
+_GYMNASIUM = os.path.dirname(gymnasium.__file__)
 _OLD_RESET = (
     "That is the API that Gymnasium had as Gym, before 0.26: write `def reset(self, *, seed=None, options=None)`, and "
     "return `observation, info`, where `info` may be `{}`."
@@ -48,7 +49,7 @@ class EnvironmentSettings:
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of its constructor
     split: Split = "train"  # which of its games
     step_timeout_s: float = 20.0  # of one step or reset of one game
-    max_retries: int = 3  # how often one step is tried again
+    max_retries: int = 3  # how often one step is tried again, and those of a batch on average
     processes: int = 1  # that the games are spread over
     run_seed: int = 0  # which order its prompts or games come in, where they have one
 
@@ -214,7 +215,8 @@ class Game:
         try:
             answer = self._environment.step(action)
         except ValueError as error:  # of a wrapper of Gymnasium's, which took an answer apart
-            if "not enough values to unpack (expected 5, got 4)" in str(error):
+            unpacking = "not enough values to unpack (expected 5, got 4)" in str(error)
+            if unpacking and is_raised_in(_GYMNASIUM, error):
                 raise EpisodeError(f"step() has to return {_STEP_VALUES}. {_OLD_STEP}") from error
             raise
         if not isinstance(answer, tuple) or len(answer) != 5:

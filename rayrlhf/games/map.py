@@ -79,7 +79,8 @@ def ascii_map(world: WorldMap) -> str:
     columns = range(min(room.x for room in world.rooms), max(room.x for room in world.rooms) + 1)
     widths = [max((len(labels[room.name]) for room in world.rooms if room.x == x), default=1) for x in columns]
     middles = {
-        x: sum(widths[:index]) + index * _GAP + width // 2 for index, (x, width) in enumerate(zip(columns, widths))
+        x: sum(widths[:index]) + index * _GAP + width // 2
+        for index, (x, width) in enumerate(zip(columns, widths, strict=True))
     }
     top = max(room.y for room in world.rooms)
     lines = 2 * (top - min(room.y for room in world.rooms)) + 1

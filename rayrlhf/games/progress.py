@@ -123,7 +123,7 @@ def _followed(game: Any) -> Walkthrough:
     progress.restart(logic.state.facts)
     places = {progress.digest: 0}
     for place, command in enumerate(commands, start=1):
-        actions = dict(zip(texts.gen_commands_from_actions(logic.valid_actions), logic.valid_actions))
+        actions = dict(zip(texts.gen_commands_from_actions(logic.valid_actions), logic.valid_actions, strict=True))
         if command not in actions:  # written by hand, with another name for a thing: the rest is known by following it
             break
         logic.update(actions[command])

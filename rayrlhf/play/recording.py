@@ -132,7 +132,9 @@ def draw(frame: Frame, console: Console) -> Image.Image:
 def _colour(style: Style) -> tuple[int, int, int]:
     red, green, blue = style.color.get_truecolor(_THEME) if style.color else _THEME.foreground_color
     if style.dim:
-        red, green, blue = ((part + behind) // 2 for part, behind in zip((red, green, blue), _THEME.background_color))
+        red, green, blue = (
+            (part + behind) // 2 for part, behind in zip((red, green, blue), _THEME.background_color, strict=True)
+        )
     return red, green, blue
 
 

@@ -43,7 +43,7 @@ def _difference_of(game: int, recorded: Sequence[PlayedTurn], environments: Envi
     actor = ScriptedActor([turn.action for turn in recorded], prompter)
     [again] = play_episodes([spec], environments, actor, prompter, max_turns=len(recorded))
     where = f"game {game}, seed {spec.environment_seed}"
-    for number, (turn, now) in enumerate(zip(recorded, again.turns), start=1):
+    for number, (turn, now) in enumerate(zip(recorded, again.turns, strict=False), start=1):
         for name, (then, value) in _compared(turn, now).items():
             if then != value:
                 return f"{where}, move {number} ({turn.action!r}): {name} was {then!r} and is {value!r}"

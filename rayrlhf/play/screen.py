@@ -92,7 +92,7 @@ def _commands(view: View, bar: str) -> RenderableType:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True, style="cyan")
     probabilities = sorted(view.advice.probabilities.tolist(), reverse=True)
-    for number, (command, probability) in enumerate(zip(commands, probabilities), start=1):
+    for number, (command, probability) in enumerate(zip(commands, probabilities, strict=True), start=1):
         name = Text(printable(command), style="bold" if number == 1 else "")
         table.add_row(str(number), name, f"{probability:.3f}", bar * round(BAR * probability))
     return table

@@ -208,7 +208,7 @@ class PlaySession:
         situation, action, advice = move.situation, move.action, move.advice
         before, after = situation.state, result.state
         probabilities = () if advice is None else tuple(advice.probabilities.tolist())
-        of_command = dict(zip(before.commands, probabilities))
+        of_command = dict(zip(before.commands, probabilities, strict=False))
         likeliest = max(of_command, key=of_command.__getitem__, default=None)
         return PlayedTurn(
             game=self._game,

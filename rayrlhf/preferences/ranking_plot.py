@@ -102,7 +102,7 @@ def _kinds(items: Sequence[Item]) -> list[_Kind]:
     named = [name for name, _ in Counter(names.tolist()).most_common() if name][: len(_COLOURS)]
     kinds = [
         _Kind(f"{drawable(name)} ({(names == name).sum()})", colour, names == name)
-        for name, colour in zip(named, _COLOURS)
+        for name, colour in zip(named, _COLOURS, strict=False)
     ]
     rest = ~np.isin(names, named)
     if rest.any():

@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from rayrlhf.errors import ModelError
-from rayrlhf.model_config import check_claims, first_line, stated_context
+from rayrlhf.model_config import check_claims, stated_context
 from rayrlhf.policy import load_whole
+from rayrlhf.reading import typed_line
 from rayrlhf.reward_models.network import RewardNetwork
 from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars, write_sidecar
 from rayrlhf.reward_models.text_format import TextFormat
@@ -78,5 +79,5 @@ def load_reward_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"reward model {folder}: its tokenizer does not load: {first_line(error)}") from error
+        raise ModelError(f"reward model {folder}: its tokenizer does not load: {typed_line(error)}") from error
     return tokenizer

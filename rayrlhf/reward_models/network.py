@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from rayrlhf.errors import ModelError
 from rayrlhf.heads import HeadLinear
-from rayrlhf.model_config import first_line
 from rayrlhf.policy import check_finite_weights
+from rayrlhf.reading import typed_line
 from rayrlhf.types import FloatArray, IntArray
 
 PAD = "<|reward-pad|>"
@@ -89,7 +89,7 @@ def new_reward_network(model: str, tokenizer: PreTrainedTokenizerBase, seed: int
             model, num_labels=1, dtype=torch.float32, pad_token_id=None, trust_remote_code=False
         )
     except Exception as error:
-        raise ModelError(f"model {model} cannot become a reward model: {first_line(error)}") from error
+        raise ModelError(f"model {model} cannot become a reward model: {typed_line(error)}") from error
     finally:
         logging.set_verbosity(before)
     head = getattr(classifier, "score", None)

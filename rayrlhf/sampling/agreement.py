@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rayrlhf.errors import ModelError
 from rayrlhf.forward import logits_after
 from rayrlhf.model_config import stated_context
+from rayrlhf.reading import typed_line
 from rayrlhf.sampling.plain_decoding import tail_logits
 from rayrlhf.types import IntArray
 
@@ -64,9 +65,8 @@ def _try(model: nn.Module, way: Way) -> Finding:
         found, sequences = way(model, trial_sequences(model))
         plain = [logits[0, -1] for ids in sequences for logits, _ in tail_logits(model, [ids], [1])]
         return compared(torch.stack(list(found)), torch.stack(plain), next(model.parameters()).dtype)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        first = (str(error).strip() or "no message").splitlines()[0]
-        return Finding(float("inf"), False, f"{type(error).__name__}: {first}")
+    except Exception as error:  # of a model's own code as well
+        return Finding(float("inf"), False, typed_line(error))
     finally:
         model.train(training)
 

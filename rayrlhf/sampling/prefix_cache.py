@@ -38,7 +38,7 @@ class PrefixCache:
         """reuse: whether what was fed before is kept, which no trial is then to prove; None: where a model bears it."""
         self.model = model
         if reuse is None:
-            reuse = _attends_to_everything(model) and agreement(model, "its cache, with holes", _trial).agrees
+            reuse = agreement(model, "its cache, with holes", _trial).agrees
         self._reusable = reuse
         self.reset()
 
@@ -62,15 +62,15 @@ class PrefixCache:
         index = [numbers.setdefault(sequence.tobytes(), len(numbers)) for sequence in sequences]
         wanted = [sequences[index.index(i)] for i in range(len(numbers))]
         askers: list[list[int]] = [[] for _ in wanted]
-        for episode, i in zip(episodes, index):
+        for episode, i in zip(episodes, index, strict=True):
             askers[i].append(episode)
         if not self._reusable:
             self._sequences = wanted
             return np.array(index), last_logits(self.model, wanted)
-        order, logits = self._hold(wanted, [self._source(*pair) for pair in zip(wanted, askers)])
+        order, logits = self._hold(wanted, [self._source(*pair) for pair in zip(wanted, askers, strict=True)])
         self._sequences = [wanted[i] for i in order]
         rows = np.argsort(order)[index]
-        self._row_of = dict(zip(episodes, rows.tolist()))
+        self._row_of = dict(zip(episodes, rows.tolist(), strict=True))
         return rows, logits
 
     @torch.inference_mode()
@@ -135,7 +135,9 @@ class PrefixCache:
         cache, mask = self._fork([row for row, _ in sources])
         kept = torch.tensor([count for _, count in sources], device=mask.device)
         mask = mask * (mask.cumsum(1) <= kept.unsqueeze(1))  # what differs from the sequence becomes a hole
-        logits, mask = self._feed(cache, mask, [sequence[count:] for sequence, (_, count) in zip(wanted, sources)])
+        logits, mask = self._feed(
+            cache, mask, [sequence[count:] for sequence, (_, count) in zip(wanted, sources, strict=True)]
+        )
         return cache, mask, logits[:, -1]
 
     def _continued(
@@ -210,7 +212,7 @@ def _stacked(upper: State, lower: State) -> State:
     (cache, mask, logits), (other, other_mask, other_logits) = upper, lower
     width = max(mask.shape[1], other_mask.shape[1])
     left, other_left = width - mask.shape[1], width - other_mask.shape[1]
-    layers: list[tuple[Any, Any]] = list(zip(cache.layers, other.layers))
+    layers: list[tuple[Any, Any]] = list(zip(cache.layers, other.layers, strict=True))
     for layer, beneath in layers:
         layer.keys = torch.cat([pad(layer.keys, (0, 0, left, 0)), pad(beneath.keys, (0, 0, other_left, 0))])
         layer.values = torch.cat([pad(layer.values, (0, 0, left, 0)), pad(beneath.values, (0, 0, other_left, 0))])
@@ -227,11 +229,13 @@ def _attends_to_everything(model: nn.Module) -> bool:
 
 def _trial(model: nn.Module, sequences: Sequence[IntArray]) -> tuple[list[Tensor], list[IntArray]]:
     """The trial of `agreement`: sequences that grow by unequal parts, one of which is taken back, and a suffix each."""
+    if not _attends_to_everything(model):
+        raise NotImplementedError("holes would shift what its layers see")
     cache = PrefixCache(model, reuse=True)
     starts = [ids[: max(1, len(ids) - 2)] for ids in sequences]
     rows, _ = cache.extend(range(len(starts)), starts)
-    grown = [np.append(ids[:-1], [1] * more) for ids, more in zip(starts, (2, 1, 4))]
+    grown = [np.append(ids[:-1], [1] * more) for ids, more in zip(starts, (2, 1, 4), strict=True)]
     rows, logits = cache.extend(range(len(grown)), grown)
     suffixes = [np.array([0, 1][: 1 + row % 2]) for row in range(len(grown))]
     after = cache.following(rows.tolist(), suffixes)
-    return [*logits[rows], *after], [*grown, *(np.append(*pair) for pair in zip(grown, suffixes))]
+    return [*logits[rows], *after], [*grown, *(np.append(*pair) for pair in zip(grown, suffixes, strict=True))]
