@@ -5,6 +5,7 @@ Nothing rewrites a value after parsing; a derived number is a property; what is 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -37,6 +38,10 @@ class ModelConfig(Section):
     """Start from random weights instead of `path`: the model is made in the run's folder, from the run's seed."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off for models of strangers."""
+
+    def at(self, path: Path) -> ModelConfig:
+        """The same settings with the weights in another folder: of what a run made of this model."""
+        return self.model_copy(update={"path": str(path), "scratch": None})
 
 
 class PromptsConfig(Section):

@@ -79,7 +79,7 @@ def scratch_model(config: RunConfig, environments: Mapping[Split, EnvironmentSet
     if not folder.is_dir():
         with contextlib.closing(open_environments(environments["train"], [])) as games:
             make_scratch_model(config.model.scratch, environment_texts(games), config.seed, folder)
-    return ModelConfig(path=str(folder))
+    return config.model.at(folder)
 
 
 def reward_parts(config: RunConfig) -> list[RewardPart]:

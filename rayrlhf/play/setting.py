@@ -69,7 +69,7 @@ def of_run(folder: Path, split: Split, trust: Trust) -> Setting:
     """The run's own game, with its latest checkpoint and its way of seeing and acting."""
     config = RunFolder.open(folder).read_config()
     environment, rollout = config.environment, config.rollout
-    model = trusted_model(ModelConfig(path=str(newest_model(folder / "checkpoints"))), folder, trust)
+    model = trusted_model(config.model.at(newest_model(folder / "checkpoints")), folder, trust)
     return Setting(
         title=_title(environment.name, environment.parameters),
         environment=EnvironmentSettings.of(environment, split),
