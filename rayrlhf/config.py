@@ -48,9 +48,9 @@ class PromptsConfig(Section):
     text: str | None = None
     """One fixed prompt. At most one of text, file and folder; with none of them the policy starts from nothing."""
     file: str | None = None
-    """A text file (one prompt a line) or a JSONL file (one object a line)."""
+    """A text file (one prompt a line) or a JSONL file (one object a line: .jsonl, .ndjson or .jsonlines)."""
     folder: str | None = None
-    """A dataset folder: all .txt, .jsonl and .parquet files in it, in the order of their names."""
+    """A dataset folder: all .txt, JSONL and .parquet files in it, in the order of their names."""
     field: str = "prompt"
     """Which field of a JSONL or parquet row holds the prompt: text, or a list of {role, content} messages."""
     max_tokens: PositiveInt | None = None

@@ -131,8 +131,9 @@ def test_documents_are_split_evenly_and_a_single_one_is_cut() -> None:
 def test_files_and_folders_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text(f"first\n{EOS}\nsecond\n\n{EOS}  \n")
     (tmp_path / "a.jsonl").write_text('{"text": "from a"}\n\n{"text": "line\\u2028break"}\n')
+    (tmp_path / "c.NDJSON").write_text('{"text": "from c"}\n')
     (tmp_path / "ignored.bin").write_bytes(b"\xff")
-    assert read_documents([tmp_path]) == ["from a", "line\u2028break", "first", "second"]
+    assert read_documents([tmp_path]) == ["from a", "line\u2028break", "first", "second", "from c"]
 
 
 @pytest.mark.parametrize(
