@@ -22,8 +22,8 @@ _TOKENIZER_BATCH = 1000  # documents
 def read_documents(sources: Sequence[Path]) -> list[str]:
     """All documents of text files, or of every .txt and JSONL file under folders, in the order of their names.
 
-    A JSONL file (.jsonl, .ndjson, .jsonlines) has one object a line with the document in `text`; any other file is one document, or several that
-    `<|endoftext|>` separates. Blank documents are left out.
+    A JSONL file (.jsonl, .ndjson, .jsonlines) has one object a line with the document in `text`; any other file is one
+    document, or several that `<|endoftext|>` separates. Blank documents are left out.
 
     Raises:
         PromptError: a file is missing, empty, not UTF-8 or not JSONL; names it, and the line where there is one.

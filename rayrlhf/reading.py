@@ -227,3 +227,11 @@ class StrictJson:
     def _constant(self, name: str) -> float:
         self._noted.append(f"{name} is no JSON")
         return 0.0
+
+
+def expanded(path: str | Path, fault: type[UserError]) -> Path:
+    """A path with `~` and `~name` written out. Raises `fault`, naming it, where nobody has that name or no home is known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise fault(f"{printable(str(path))[:SHOWN]}: there is no such home folder: write the whole path") from error

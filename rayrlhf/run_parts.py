@@ -22,6 +22,7 @@ from rayrlhf.losses import Objective
 from rayrlhf.model_config import fingerprint
 from rayrlhf.policy import check_model, context_length, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.prompts import Prompts, load_prompts
+from rayrlhf.reading import expanded
 from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.task_form import check_task
 from rayrlhf.run_folder import RunFolder
@@ -96,7 +97,7 @@ def _learned_part(part: RewardPart, config: RunConfig) -> RewardPart:
     path = part.parameters.get("path")
     if not isinstance(path, str):
         raise ConfigError("reward reward_model: give the folder of a reward model as `path`")
-    folder = Path(path).expanduser().resolve()  # actors have working directories of their own
+    folder = expanded(path, ConfigError).resolve()  # actors have working directories of their own
     for warning in check_task(path, read_sidecar(folder).task, config):
         logger.warning(warning)
     given: dict[str, object] = {"path": str(folder)}

@@ -32,6 +32,7 @@ from rayrlhf.reading import (
     Count,
     Damage,
     Number,
+    expanded,
     json_value,
     printable,
     read_bytes,
@@ -273,8 +274,8 @@ def check_trial_name(name: object, place: Path | str) -> None:
 
 
 def path_of(config: SweepConfig) -> Path:
-    """The folder of a sweep of this config."""
-    return Path(config.storage_path).expanduser().absolute() / config.name
+    """The folder of a sweep of this config. Raises RunFolderError where its storage_path is in no home."""
+    return expanded(config.storage_path, RunFolderError).absolute() / config.name
 
 
 def refuse_taken(config: SweepConfig) -> None:

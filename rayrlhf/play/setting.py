@@ -11,6 +11,7 @@ from rayrlhf.checkpoint import newest_model
 from rayrlhf.config import AgentConfig, ModelConfig
 from rayrlhf.environments import EnvironmentSettings, check_environment, takes_prompts
 from rayrlhf.errors import UserError
+from rayrlhf.reading import expanded
 from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
@@ -91,5 +92,5 @@ def _title(name: str, parameters: Mapping[str, Any]) -> str:
 def with_game(environment: EnvironmentSettings, game: Path) -> EnvironmentSettings:
     """TextWorld with this game file, shown as the environment shows its own where that is TextWorld too."""
     kept = {key: value for key, value in environment.parameters.items() if key in _OF_ANY_GAME}
-    parameters = {**kept, "files": str(game.expanduser().absolute())}
+    parameters = {**kept, "files": str(expanded(game, UserError).absolute())}
     return replace(environment, name="textworld", parameters=parameters)
