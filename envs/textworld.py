@@ -19,6 +19,7 @@ from rayrlhf.games.kinds import GameKind, game_kind
 from rayrlhf.games.making import MOST_GAMES, game_file, make_all, require_textworld
 from rayrlhf.games.map import ascii_map, world_map
 from rayrlhf.games.progress import check_game
+from rayrlhf.reading import expanded
 from rayrlhf.text_space import TextSpace
 from rayrlhf.types import GameState, Split
 
@@ -233,7 +234,7 @@ def _game_files(files: str | Sequence[str]) -> list[Path]:
     """All game files of the paths, those of a folder in the order of their names."""
     found: list[Path] = []
     for given in [files] if isinstance(files, str) else files:
-        path = Path(given).expanduser().resolve()  # games are played in a folder of their own
+        path = expanded(given, EpisodeError).resolve()  # games are played in a folder of their own
         if not path.exists():
             raise EpisodeError(f"textworld: files names {given}, which is not there")
         inside = sorted(path.rglob("*.z[1-8]")) if path.is_dir() else [path]

@@ -5,6 +5,7 @@ Nothing rewrites a value after parsing; a derived number is a property; what is 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,14 +39,18 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off for models of strangers."""
 
+    def at(self, path: Path) -> ModelConfig:
+        """The same settings with the weights in another folder: of what a run made of this model."""
+        return self.model_copy(update={"path": str(path), "scratch": None})
+
 
 class PromptsConfig(Section):
     text: str | None = None
     """One fixed prompt. At most one of text, file and folder; with none of them the policy starts from nothing."""
     file: str | None = None
-    """A text file (one prompt a line) or a JSONL file (one object a line)."""
+    """A text file (one prompt a line) or a JSONL file (one object a line: .jsonl, .ndjson or .jsonlines)."""
     folder: str | None = None
-    """A dataset folder: all .txt, .jsonl and .parquet files in it, in the order of their names."""
+    """A dataset folder: all .txt, JSONL and .parquet files in it, in the order of their names."""
     field: str = "prompt"
     """Which field of a JSONL or parquet row holds the prompt: text, or a list of {role, content} messages."""
     max_tokens: PositiveInt | None = None

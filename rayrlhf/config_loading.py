@@ -115,7 +115,7 @@ def _locate(source: str) -> tuple[Path, str]:
     known = {recipe.name: recipe.path for recipe in recipes()}
     if source in known:
         return known[source], f"recipes/{source}.yaml"
-    path = expanded(source)
+    path = expanded(source, ConfigError)
     if path.is_dir():
         inside = path / "config.yaml"
         hint = f"; did you mean {inside}?" if inside.is_file() else "; give a YAML file or a recipe"

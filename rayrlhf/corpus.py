@@ -10,19 +10,20 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.errors import PromptError
+from rayrlhf.prompt_files import JSONL
 from rayrlhf.reading import parse_json, read_text
 from rayrlhf.tokenizer_training import EOS
 from rayrlhf.types import IntArray
 
-SUFFIXES = (".txt", ".jsonl")
+SUFFIXES = (".txt", *JSONL)
 _TOKENIZER_BATCH = 1000  # documents
 
 
 def read_documents(sources: Sequence[Path]) -> list[str]:
-    """All documents of text files, or of every .txt and .jsonl file under folders, in the order of their names.
+    """All documents of text files, or of every .txt and JSONL file under folders, in the order of their names.
 
-    A .jsonl file has one object a line with the document in `text`; any other file is one document, or several that
-    `<|endoftext|>` separates. Blank documents are left out.
+    A JSONL file (.jsonl, .ndjson, .jsonlines) has one object a line with the document in `text`; any other file is one
+    document, or several that `<|endoftext|>` separates. Blank documents are left out.
 
     Raises:
         PromptError: a file is missing, empty, not UTF-8 or not JSONL; names it, and the line where there is one.
@@ -42,7 +43,7 @@ def _files(source: Path) -> list[Path]:
         raise PromptError(f"--text {source}: no such file or folder")
     if not source.is_dir():
         return [source]
-    files = sorted(file for file in source.rglob("*") if file.is_file() and file.suffix in SUFFIXES)
+    files = sorted(file for file in source.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
     if not files:
         raise PromptError(f"--text {source}: the folder has no {' or '.join(SUFFIXES)} file")
     return files
@@ -50,7 +51,7 @@ def _files(source: Path) -> list[Path]:
 
 def _read(file: Path, piped: bool) -> Iterator[str]:
     text = read_text(file, PromptError, f"--text {file}", piped)
-    if file.suffix != ".jsonl":
+    if file.suffix.lower() not in JSONL:
         yield from (document.strip("\r\n") for document in text.split(EOS))
         return
     for number, line in enumerate(text.split("\n"), start=1):

@@ -121,7 +121,7 @@ def find_subject(source: str, recipe: str | None, trust: Trust = NOBODY) -> Subj
         trust.require(source, [*code_of_environment(config.environment.name), *rewards])
         return Subject(
             name=run.name,
-            model=trusted_model(ModelConfig(path=str(model)), source, trust),
+            model=trusted_model(config.model.at(model), source, trust),
             config=config,
             checkpoint=int(model.parent.name),
             value=value if value.is_dir() else None,

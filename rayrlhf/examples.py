@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from rayrlhf.config import ExampleTurnsConfig
 from rayrlhf.errors import ConfigError, EpisodeError
 from rayrlhf.play.transcripts import human_actions, read_transcript
+from rayrlhf.reading import expanded
 from rayrlhf.types import Situation
 
 STREAM = 8  # sets these random numbers apart from those that the sampler draws with the same seed
@@ -35,7 +35,7 @@ def make_examples(config: ExampleTurnsConfig | None) -> Callable[[Situation, int
     if config.mode == "human":
         if config.transcript is None:
             raise ConfigError("agent.examples.mode human needs agent.examples.transcript, a file of `rayrlhf play`")
-        actions = human_actions(read_transcript(Path(config.transcript).expanduser()))
+        actions = human_actions(read_transcript(expanded(config.transcript, ConfigError)))
         if not actions:
             raise ConfigError(f"agent.examples.transcript {config.transcript}: no person moved in a state with a key")
         return ExampleTurns(config.probability, HumanChoice(actions)).choose

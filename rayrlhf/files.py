@@ -107,6 +107,8 @@ def open_own(path: Path, flags: int, mode: int = 0o644) -> int:
 
 _GIVEN_OUT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE})
 """What the system says where it is the disk, not the path, that takes no more."""
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT})
+"""What it says where nothing can be written at a path, whatever room there is."""
 
 
 @contextlib.contextmanager
@@ -120,10 +122,28 @@ def storing(path: Path) -> Iterator[None]:
         raise storage_error(path, error) from error
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """As `storing`; raises RunFolderError where nothing can be written at `path`: no right to, no folder for it."""
+    with storing(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            raise RunFolderError(
+                f"{path} cannot be written: {error.strerror}; name another place, or copy its folder to one that you may "
+                "write to"
+            ) from error
+
+
 def fault_of_system(error: OSError) -> UserError | None:
-    """The fault for people where nobody closer to the file has named it: a full disk, or a name that no file can have."""
+    """The fault for people where nobody closer to the file has named it: a full disk, a file that cannot be used, or a name
+    that no file can have."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return storage_error(Path(error.filename or "a file"), error)
+        return storage_error(Path(error.filename) if error.filename else None, error)
+    if error.errno in _REFUSED and error.filename:
+        return RunFolderError(f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}")
     if error.errno == errno.ENAMETOOLONG:  # a person or a file gave it: whoever asks for it, it is nowhere
         name = str(error.filename)
         shown = name if len(name) <= 100 else f"{name[:50]}...{name[-50:]}"
@@ -131,12 +151,20 @@ def fault_of_system(error: OSError) -> UserError | None:
     return None
 
 
-def storage_error(path: Path, reason: OSError | str) -> StorageError:
-    """The fault of a disk that `path` could not be written to. reason: the system's own, or what another library said."""
+def storage_error(path: Path | None, reason: OSError | str) -> StorageError:
+    """The fault of a disk that `path` could not be written to; None where nobody knows which file, nor which disk.
+
+    reason: the system's own, or what another library said.
+    """
     told = (reason.strerror or str(reason)) if isinstance(reason, OSError) else reason
+    if isinstance(reason, OSError) and reason.errno == errno.EROFS:
+        room, advice = "", "mend the disk, or have it mounted to be written to"
+    else:
+        room = "" if path is None else _room(path)
+        advice = "make room there (move older runs, or the oldest checkpoints of this one, elsewhere) or mend the disk"
     return StorageError(
-        f"{path} could not be written: {told}{_room(path)}. Nothing before it is lost: make room there (move older "
-        "runs, or the oldest checkpoints of this one, elsewhere) or mend the disk, then go on with --resume"
+        f"{path or 'a file'} could not be written: {told}{room}. Nothing before it is lost: {advice}, then go on with "
+        "--resume"
     )
 
 
@@ -228,11 +256,11 @@ def replace_folder(aside: Path, folder: Path) -> None:
 def replace_file(path: Path, parts: Iterable[bytes]) -> None:
     """Gives `path` the joined parts as its content at once: a reader, or a crash, finds the old content or the new.
 
-    Raises RunFolderError where a link stands in the way of the file that is written aside, StorageError where the disk
-    gives out: the old content stays then.
+    Raises RunFolderError where nothing may be written there, or a link stands in the way of the file that is written
+    aside, StorageError where the disk gives out: the old content stays then.
     """
     aside = path.with_name(f".{path.name}.new")
-    with storing(path):
+    with writing(path):
         descriptor = open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             with open(descriptor, "wb") as file:
@@ -254,9 +282,10 @@ class LineWriter:
     """Appends to a file of ours, unbuffered: what one call writes is there for every reader at once, or not at all."""
 
     def __init__(self, path: Path) -> None:
-        """Raises StorageError where the disk gives out, RunFolderError where a link stands in the place of the file."""
+        """Raises StorageError where the disk gives out, RunFolderError where a link stands in the place of the file, or
+        nothing may be written there."""
         self._path = path
-        with storing(path):
+        with writing(path):
             self._file = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def write(self, lines: bytes) -> None:

@@ -72,7 +72,7 @@ def find_model(source: str, trust: Trust = NOBODY) -> tuple[ModelConfig, Prompts
     if not (folder / "checkpoints").is_dir():
         return trusted_model(ModelConfig(path=resolve_model(source)), source, trust), PromptsConfig(), NO_RULES
     config = RunFolder.open(folder).read_config()
-    model = ModelConfig(path=str(newest_model(folder / "checkpoints")))
+    model = config.model.at(newest_model(folder / "checkpoints"))
     return trusted_model(model, source, trust), config.environment.prompts, config.response
 
 

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rayrlhf.error_location import location_of, shown_path
 from rayrlhf.errors import EpisodeError, RewardError, UserError
@@ -36,6 +36,14 @@ _METHODS: dict[Kind, tuple[str, ...]] = {"reward": ("__call__",), "environment":
 _GYMNASIUM_ID = re.compile(r"(?:[\w.]+:)?(?:[\w-]+/)?[\w.-]+-v\d+|(?:[\w.]+:)?[\w-]+/[\w-]+")
 
 
+class _Named(NamedTuple):
+    """What somebody named: what it is for (`reward`), its name, and the error where it cannot be had."""
+
+    what: str
+    name: str
+    fault: type[UserError]
+
+
 def load(kind: Kind, name: str) -> Any:
     """What `name` names: a class; for environments also a function that makes one; for rewards also a plain function of
     a text, or an instance that is called as its class would be. `functools.partial` of any is as what it is of.
@@ -47,7 +55,7 @@ def load(kind: Kind, name: str) -> Any:
     if kind == "environment" and is_gymnasium_id(name):
         return _load_gymnasium(name)
     if ":" in name:
-        plugin = _load_reference(kind, name)
+        plugin = load_reference(name, kind, _FAULT[kind])
     elif _is_built_in(kind, canonical(name)):
         _warn_of_hidden_entry_points(kind, canonical(name))
         plugin = _load_built_in(kind, canonical(name))
@@ -135,7 +143,7 @@ def _names_match(class_name: str, file_name: str) -> bool:
 
 
 def _load_built_in(kind: Kind, name: str) -> Any:
-    module = _import(kind, name, f"{_PACKAGE[kind]}.{name}")
+    module = _import(_Named(kind, name, _FAULT[kind]), f"{_PACKAGE[kind]}.{name}")
     for attribute, value in vars(module).items():
         if inspect.isclass(value) and value.__module__ == module.__name__ and _names_match(attribute, name):
             return value
@@ -148,7 +156,8 @@ def _load_gymnasium(name: str) -> Any:
     creator = _gymnasium_spec(name).entry_point
     if isinstance(creator, str):
         module_name, _, attribute = creator.partition(":")
-        return _attribute("environment", name, _import("environment", name, module_name), attribute)
+        named = _Named("environment", name, EpisodeError)
+        return _attribute(named, _import(named, module_name), attribute)
     return creator
 
 
@@ -158,7 +167,7 @@ def _gymnasium_spec(name: str) -> Any:
     importlib.import_module(_PACKAGE["environment"])  # registers the ids of our own
     module_name, _, identifier = name.rpartition(":")
     if module_name:
-        _import_own("environment", name, module_name)
+        _import_own(_Named("environment", name, EpisodeError), module_name)
     try:
         return gymnasium.spec(identifier)
     except gymnasium.error.Error as error:
@@ -188,8 +197,8 @@ def _entry_point(kind: Kind, name: str) -> importlib.metadata.EntryPoint:
 
 def _load_entry_point(kind: Kind, name: str) -> Any:
     entry_point = _entry_point(kind, name)
-    module = _import(kind, name, entry_point.module)
-    return _attribute(kind, name, module, entry_point.attr)
+    named = _Named(kind, name, _FAULT[kind])
+    return _attribute(named, _import(named, entry_point.module), entry_point.attr)
 
 
 def _warn_of_hidden_entry_points(kind: Kind, name: str) -> None:
@@ -210,40 +219,48 @@ def _unknown(kind: Kind, name: str) -> str:
     return f"{message} One of your own is named `module:Name`."
 
 
-def _load_reference(kind: Kind, name: str) -> Any:
+def load_reference(name: str, what: str, fault: type[UserError]) -> Any:
+    """What `module:Name` names, with the working directory at the end of `sys.path`.
+
+    what: what it is for, as in "validity check". Raises `fault` where there is no such thing, its module fails to import
+    (the message has file, line and the original error), or an installed one hides the user's own.
+    """
     module_name, _, attribute = name.partition(":")
     words = [*module_name.split("."), *attribute.split(".")]
     if module_name.endswith(".py") or not all(word.isidentifier() for word in words):
         stem = module_name.removesuffix(".py").replace(os.sep, ".").strip(".")
-        raise _FAULT[kind](
+        raise fault(
             f"`{name}` is no `module:Name`: write the module as Python imports it and the class or function in it, "
             f"as in `{stem or 'my_plugins'}:{attribute or 'Name'}`."
         )
     if module_name == "__main__":
-        raise _FAULT[kind](
-            f"the {kind} `{name}` is in the program that was started, which the processes of a run do not see: move it to a "
-            f"file of its own, such as my_{kind}s.py in the working directory, and write `my_{kind}s:{attribute}`."
+        file = f"my_{what.rpartition(' ')[2]}s"
+        raise fault(
+            f"the {what} `{name}` is in the program that was started, which the processes of a run do not see: move it to a "
+            f"file of its own, such as {file}.py in the working directory, and write `{file}:{attribute}`."
         )
-    return _attribute(kind, name, _import_own(kind, name, module_name), attribute)
+    named = _Named(what, name, fault)
+    return _attribute(named, _import_own(named, module_name), attribute)
 
 
-def _import_own(kind: Kind, name: str, module_name: str) -> ModuleType:
+def _import_own(named: _Named, module_name: str) -> ModuleType:
     """Imports the module of a `module:Name`. Raises where a file of the user's has that name and something else hides it."""
     top = module_name.partition(".")[0]
     own = own_module(top)
-    module = _import(kind, name, module_name)
+    module = _import(named, module_name)
     found = getattr(sys.modules.get(top), "__file__", None)
     if own is None or (found is not None and os.path.exists(found) and os.path.samefile(own, found)):
         return module
     what = (
         "a module of Python's standard library" if top in sys.stdlib_module_names else f"an installed package ({found})"
     )
-    raise _FAULT[kind](
-        f"the {kind} `{name}`: `{top}` is {what}, which hides your {shown_path(own)}: give your file another name."
+    raise named.fault(
+        f"the {named.what} `{named.name}`: `{top}` is {what}, which hides your {shown_path(own)}: "
+        "give your file another name."
     )
 
 
-def _import(kind: Kind, name: str, module_name: str) -> ModuleType:
+def _import(named: _Named, module_name: str) -> ModuleType:
     """Imports a plugin's module; the working directory comes last, so that no file there hides what others need."""
     working_directory = os.getcwd()
     if working_directory not in sys.path and "" not in sys.path:
@@ -255,24 +272,24 @@ def _import(kind: Kind, name: str, module_name: str) -> ModuleType:
         missing = error.name or ""
         if module_name == missing or module_name.startswith(f"{missing}."):
             modules = [path.stem for path in Path.cwd().glob("*.py")]
-            raise _FAULT[kind](
-                f"the {kind} `{name}` needs a module `{missing}`, which is neither in the working directory "
+            raise named.fault(
+                f"the {named.what} `{named.name}` needs a module `{missing}`, which is neither in the working directory "
                 f"({working_directory}) nor installed{nearest(missing, modules)}"
             ) from error
-        raise _import_failed(kind, name, error) from error
+        raise _import_failed(named, error) from error
     except (Exception, SystemExit) as error:
-        raise _import_failed(kind, name, error) from error
+        raise _import_failed(named, error) from error
 
 
-def _import_failed(kind: Kind, name: str, error: BaseException) -> UserError:
+def _import_failed(named: _Named, error: BaseException) -> UserError:
     if isinstance(error, SyntaxError) and error.filename:
         where, what = f"{shown_path(error.filename)}:{error.lineno}", error.msg
     else:
         where, what = location_of(error) or "an unknown place", str(error)
-    return _FAULT[kind](f"the {kind} `{name}` cannot be imported: {where}: {type(error).__name__}: {what}")
+    return named.fault(f"the {named.what} `{named.name}` cannot be imported: {where}: {type(error).__name__}: {what}")
 
 
-def _attribute(kind: Kind, name: str, module: ModuleType, path: str) -> Any:
+def _attribute(named: _Named, module: ModuleType, path: str) -> Any:
     found: Any = module
     for part in path.split("."):
         if not hasattr(found, part):
@@ -281,7 +298,7 @@ def _attribute(kind: Kind, name: str, module: ModuleType, path: str) -> Any:
             suggestion = f": did you mean `{choices[close[0]]}`?" if close else "."
             file = getattr(module, "__file__", None)  # which those built into Python have not
             where = shown_path(file) if file else module.__name__
-            raise _FAULT[kind](f"the {kind} `{name}`: {where} has no `{part}`{suggestion}")
+            raise named.fault(f"the {named.what} `{named.name}`: {where} has no `{part}`{suggestion}")
         found = getattr(found, part)
     return found
 

@@ -14,7 +14,9 @@ from rayrlhf.reading import check_file, parse_json, read_text
 Messages = list[dict[str, Any]]
 """A conversation: `{"role": ..., "content": ...}` in order."""
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+JSONL = (".jsonl", ".ndjson", ".jsonlines")
+"""Suffixes of files with a JSON object a line. Capitals are as good as small letters."""
+SUFFIXES = (".txt", *JSONL, ".parquet")
 _TABLE = 'write it as JSONL, a line such as {{"{field}": "..."}} for each prompt, in a file that ends in .jsonl'
 _PACKED = "is compressed, and is not read so: unpack it first, and name the file that was in it"
 _INSTEAD = {
@@ -36,7 +38,7 @@ class Row:
 
 
 def read_file(path: Path, field: str) -> Iterator[Row | None]:
-    """The rows of one file in order; None stands for a blank line. By its suffix: .jsonl, .parquet, else text.
+    """The rows of one file in order; None stands for a blank line. By its suffix: JSONL, .parquet, else text.
 
     Text lines stay as they are but for the line break: a space at the end of a prompt changes what follows it.
 
@@ -47,14 +49,15 @@ def read_file(path: Path, field: str) -> Iterator[Row | None]:
         raise PromptError(f"{path} is a folder: name it as environment.prompts.folder")
     if not os.path.exists(path):
         raise PromptError(f"{path}: there is no such file (environment.prompts, from {Path.cwd()})")
-    if path.suffix in _INSTEAD:
-        raise PromptError(f"{path}: {_INSTEAD[path.suffix].format(name=path.name, field=field)}")
-    readers = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    return readers.get(path.suffix, _text_rows)(path, field)
+    suffix = path.suffix.lower()
+    if suffix in _INSTEAD:
+        raise PromptError(f"{path}: {_INSTEAD[suffix].format(name=path.name, field=field)}")
+    readers = {**dict.fromkeys(JSONL, _jsonl_rows), ".parquet": _parquet_rows}
+    return readers.get(suffix, _text_rows)(path, field)
 
 
 def read_folder(folder: Path, field: str) -> Iterator[Row | None]:
-    """The rows of all .txt, .jsonl and .parquet files in a folder, files in the order of their names.
+    """The rows of all .txt, JSONL and .parquet files in a folder, files in the order of their names.
 
     Raises:
         PromptError: it is no folder, has no such file, or a row of one holds no prompt.
@@ -62,7 +65,7 @@ def read_folder(folder: Path, field: str) -> Iterator[Row | None]:
     if not folder.is_dir():
         kind = "is a file: name it as environment.prompts.file" if folder.exists() else "there is no such folder"
         raise PromptError(f"{folder}: {kind} (environment.prompts, from {Path.cwd()})")
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
         hint = f"; perhaps they are in its folder {inner[0]}" if inner else ""

@@ -146,9 +146,10 @@ def _rows(config: PromptsConfig) -> tuple[list[Row], int, str]:
             )
         return [Row("environment.prompts.text", config.text)], 0, "environment.prompts.text"
     if config.file is not None:
-        source, found = config.file, list(read_file(expanded(config.file), config.field))
+        source, found = config.file, list(read_file(expanded(config.file, PromptError), config.field))
     else:
-        source, found = str(config.folder), list(read_folder(expanded(str(config.folder)), config.field))
+        source = str(config.folder)
+        found = list(read_folder(expanded(source, PromptError), config.field))
     rows = [row for row in found if row is not None]
     if not rows:
         raise PromptError(f"{source}: there is no prompt in it")

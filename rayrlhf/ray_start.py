@@ -144,11 +144,11 @@ def temporary_folder() -> Path:
     from ray._common.utils import get_default_ray_temp_dir
 
     usual = Path(get_default_ray_temp_dir()).absolute()
-    places = [Path("/tmp"), Path("/var/tmp"), Path(tempfile.gettempdir()), Path.home()]
-    others = [place / name for place in places for name in ("ray", f"ray-{os.getuid()}")]
     reason = unfit(usual)
     if not reason:
         return usual
+    places = [Path("/tmp"), Path("/var/tmp"), Path(tempfile.gettempdir()), *_home()]
+    others = [place / name for place in places for name in ("ray", f"ray-{os.getuid()}")]
     for folder in others:
         if not unfit(folder):
             logger.warning("Ray's temporary files go to %s: %s", folder, reason)
@@ -175,9 +175,17 @@ def _bring_token() -> None:
     given = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
-    kept = Path.home() / ".ray"
-    if not (kept / "auth_token").is_file() and not _is_writable(kept):
+    kept = [home / ".ray" for home in _home()]
+    if not any(os.path.isfile(folder / "auth_token") or _is_writable(folder) for folder in kept):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _home() -> list[Path]:
+    """This user's home folder, if there is one: a user of a container may have none."""
+    try:
+        return [Path.home()]
+    except RuntimeError:
+        return []
 
 
 def _is_writable(folder: Path) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import stat
 from collections import Counter
@@ -58,11 +57,6 @@ def printable(text: str) -> str:
     """
     shown = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), text.replace("\r\n", "\n"))
     return _NOT_SHOWN.sub("\N{REPLACEMENT CHARACTER}", shown)
-
-
-def expanded(path: str | Path) -> Path:
-    """The path with `~` as the home folder; where nobody has that name, as it stands, for whoever reads it to say so."""
-    return Path(os.path.expanduser(path))
 
 
 def read_bytes(path: Path, fault: type[UserError], place: str = "", piped: bool = False) -> bytes:
@@ -277,3 +271,11 @@ class StrictJson:
     def _constant(self, name: str) -> float:
         self._noted.append(f"{name} is no JSON")
         return 0.0
+
+
+def expanded(path: str | Path, fault: type[UserError]) -> Path:
+    """A path with `~` and `~name` written out. Raises `fault`, naming it, where nobody has that name or no home is known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise fault(f"{printable(str(path))[:SHOWN]}: there is no such home folder: write the whole path") from error

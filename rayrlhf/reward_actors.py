@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -46,6 +46,15 @@ class RewardActor:
         return self._build().score(trajectories)
 
 
+class _Sent(NamedTuple):
+    """A chunk of a batch that is being scored."""
+
+    number: int  # of the actor that has it
+    actor: Any  # its handle
+    reference: Any  # of its answer
+    chunk: Sequence[Trajectory]
+
+
 class ActorReward:
     """One part of the reward, scored by its actors."""
 
@@ -67,30 +76,31 @@ class ActorReward:
             ) from error
         self._slow.clear()
 
-    def submit(self, trajectories: Sequence[Trajectory]) -> list[tuple[int, Any, Sequence[Trajectory]]]:
-        """Sends a batch off: chunk by chunk which actor has it, its answer's reference, and the chunk."""
+    def submit(self, trajectories: Sequence[Trajectory]) -> list[_Sent]:
+        """Sends a batch off, chunk by chunk."""
         chunks = [trajectories[start : start + CHUNK] for start in range(0, len(trajectories), CHUNK)]
-        return [
-            (n % len(self.actors), self.actors[n % len(self.actors)].score.remote(chunk), chunk)
-            for n, chunk in enumerate(chunks)
-        ]
+        return [self._send(n % len(self.actors), chunk) for n, chunk in enumerate(chunks)]
 
-    def collect(self, sent: Sequence[tuple[int, Any, Sequence[Trajectory]]]) -> list[EpisodeScore]:
+    def collect(self, sent: Sequence[_Sent]) -> list[EpisodeScore]:
         """The scores of a batch that was sent off, in order. Raises RewardError."""
         deadline = time.monotonic() + self._timeout_s
         scores: list[EpisodeScore] = []
-        for number, reference, chunk in sent:
-            scores += self._chunk(number, reference, chunk, deadline)
+        for one in sent:
+            scores += self._answer(one, deadline)
         return [EpisodeScore(score.total, {self.key: next(iter(score.parts.values()))}) for score in scores]
 
     def close(self) -> None:
         kill(self.actors)
 
-    def _chunk(self, number: int, reference: Any, chunk: Sequence[Trajectory], deadline: float) -> list[EpisodeScore]:
+    def _send(self, number: int, chunk: Sequence[Trajectory]) -> _Sent:
+        actor = self.actors[number]
+        return _Sent(number, actor, actor.score.remote(chunk), chunk)
+
+    def _answer(self, sent: _Sent, deadline: float) -> list[EpisodeScore]:
         for attempt in range(MAX_RETRIES + 1):
-            patience = START_TIMEOUT_S if number in self._slow else 0.0
+            patience = START_TIMEOUT_S if sent.number in self._slow else 0.0
             try:
-                [scores] = get([reference], max(0.0, deadline - time.monotonic()) + patience)
+                [scores] = get([sent.reference], max(0.0, deadline - time.monotonic()) + patience)
             except Died as reason:
                 if time.monotonic() >= deadline + patience:
                     raise RewardError(
@@ -101,10 +111,11 @@ class ActorReward:
                     raise RewardError(
                         f"reward `{self.key}`: its actor died {attempt + 1} times: {reason}{reason.advice(REWARD_MEMORY)}"
                     ) from reason
-                self._replace(number)
-                reference = self.actors[number].score.remote(chunk)
+                if self.actors[sent.number] is sent.actor:  # else it was replaced for another chunk
+                    self._replace(sent.number)
+                sent = self._send(sent.number, sent.chunk)
             else:
-                self._slow.discard(number)
+                self._slow.discard(sent.number)
                 return list(scores)
         raise AssertionError
 

@@ -35,7 +35,7 @@ from rayrlhf.config_section import RECORD
 from rayrlhf.errors import RunFolderError, UserError
 from rayrlhf.files import append_to, check_plain, replace_file, storing, sync_folder
 from rayrlhf.lock import FolderLock, Held
-from rayrlhf.reading import first_fault, read_json, read_text, typed
+from rayrlhf.reading import expanded, first_fault, read_json, read_text, typed
 from rayrlhf.yaml_text import parse_yaml
 
 MAY_CHANGE_ON_RESUME = (
@@ -331,8 +331,8 @@ def refuse_taken(config: RunConfig) -> None:
 
 
 def path_of(config: RunConfig) -> Path:
-    """Where the run's folder lies, or is to lie."""
-    return Path(config.storage_path).expanduser().absolute() / config.name
+    """Where the run's folder lies, or is to lie. Raises RunFolderError where its storage_path is in no home."""
+    return expanded(config.storage_path, RunFolderError).absolute() / config.name
 
 
 def _never_began(path: Path) -> bool:

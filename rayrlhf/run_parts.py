@@ -22,6 +22,7 @@ from rayrlhf.losses import Objective
 from rayrlhf.model_config import fingerprint
 from rayrlhf.policy import check_model, context_length, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.prompts import Prompts, load_prompts
+from rayrlhf.reading import expanded
 from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.task_form import check_task
 from rayrlhf.run_folder import RunFolder, path_of
@@ -81,7 +82,7 @@ def scratch_model(config: RunConfig, environments: Mapping[Split, EnvironmentSet
     if not folder.is_dir():
         with contextlib.closing(open_environments(environments["train"], [])) as games:
             make_scratch_model(config.model.scratch, environment_texts(games), config.seed, folder)
-    return ModelConfig(path=str(folder))
+    return config.model.at(folder)
 
 
 def reward_parts(config: RunConfig) -> list[RewardPart]:
@@ -98,7 +99,7 @@ def _learned_part(part: RewardPart, config: RunConfig) -> RewardPart:
     path = part.parameters.get("path")
     if not isinstance(path, str):
         raise ConfigError("reward reward_model: give the folder of a reward model as `path`")
-    folder = Path(path).expanduser().resolve()  # actors have working directories of their own
+    folder = expanded(path, ConfigError).resolve()  # actors have working directories of their own
     for warning in check_task(path, read_sidecar(folder).task, config):
         logger.warning(warning)
     given: dict[str, object] = {"path": str(folder)}

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rayrlhf.errors import LearnerError, StorageError, UserError
-from rayrlhf.files import append_to, replace_file
+from rayrlhf.files import append_to, replace_file, saving
 from rayrlhf.strategy import bucket_elements, known_types_only, prepare_environment, ray_deepspeed
 
 PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"  # files of the work folder
@@ -198,7 +198,8 @@ class ProgressAndCheckpoints(pl.Callback):
             # Before the report: whoever finds the last checkpoint finds the model as well.
             save_model(pl_module, self.work)
         folder = self.work / "staging" / f"step-{step}"
-        trainer.save_checkpoint(folder / _CHECKPOINT)  # every rank writes its shards into the one folder
+        with saving(self.work):
+            trainer.save_checkpoint(folder / _CHECKPOINT)  # every rank writes its shards into the one folder
         rank = trainer.global_rank
         ray.train.report(
             {"step": step, "validation_loss": loss},
@@ -241,8 +242,9 @@ def save_model(module: SupervisedModule, work: Path) -> None:
         aside = work / f"{MODEL}.new"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(work / MODEL, ignore_errors=True)
-        aside.mkdir()
-        module.write(aside, state)
+        with saving(work):
+            aside.mkdir()
+            module.write(aside, state)
         for file in aside.glob("*.safetensors"):
             file.chmod((aside / "config.json").stat().st_mode)  # safetensors leaves them to the owner alone
         aside.rename(work / MODEL)

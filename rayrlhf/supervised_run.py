@@ -20,7 +20,7 @@ import ray
 
 from rayrlhf.cluster import actor_environment, ray_cluster
 from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, RunFolderError, UserError
-from rayrlhf.files import check_plain, replace_file
+from rayrlhf.files import check_plain, replace_file, saving
 from rayrlhf.reading import json_value, read_record, typed_value
 from rayrlhf.room import check_start
 from rayrlhf.supervised import FAULT, MODEL, PROGRESS, Build, SupervisedSettings, as_config, train_on_worker
@@ -62,6 +62,7 @@ def supervised_run(
         RunFolderError: `output` or its work folder is in use, and `resume` was not asked for.
         CheckpointError: the run to resume asked for something else.
         LearnerError: training failed for good.
+        StorageError: the disk takes no more.
         UserError: of `prepare` and `finish`.
     """
     check_start({"--workers": settings.workers})
@@ -74,14 +75,16 @@ def supervised_run(
         return known
     work.mkdir(parents=True, exist_ok=True)
     try:
-        settings = _prepare(work, settings, prepare, request, show)
+        with saving(work):
+            settings = _prepare(work, settings, prepare, request, show)
     finally:
         if not (work / _REQUEST).is_file():  # nothing trained yet: the next try shall not need --resume
             shutil.rmtree(work)
     loss = _fit(settings, work, build, show)
     model = work / MODEL
     told = replace(settings, model=str(request.get("model") or "new"))
-    summary = {"request": request, "settings": asdict(told), "validation_loss": loss, **finish(model)}
+    with saving(work):
+        summary = {"request": request, "settings": asdict(told), "validation_loss": loss, **finish(model)}
     replace_file(model / SUMMARY, [json.dumps(summary, indent=1, default=str).encode()])
     model.rename(output)
     shutil.rmtree(work)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rayrlhf.errors import ModelError, UserError
+from rayrlhf.errors import ConfigError, ModelError, UserError
 from rayrlhf.plugins import Kind, is_own
 from rayrlhf.reading import SHOWN, expanded, printable, read_json
 from rayrlhf.terminal_output import say
@@ -56,7 +56,10 @@ class Trust:
 
     def covers(self, source: str | Path) -> bool:
         """Whether `source`, a folder, a file or a model's name, was named, or lies in a folder that was."""
-        return any(str(source) == given or _lies_in(expanded(source), expanded(given)) for given in self.sources)
+        return any(
+            str(source) == given or _lies_in(expanded(source, ConfigError), expanded(given, ConfigError))
+            for given in self.sources
+        )
 
     def require(self, source: str | Path, code: Sequence[Code]) -> None:
         """Says what `source` is about to run, where it runs anything that is not RayRLHF's own.
@@ -160,7 +163,7 @@ def trusted_model(model: ModelConfig, source: str | Path, trust: Trust) -> Model
     """The model of a folder: its own code runs where the command line trusts the folder, whatever the folder says."""
     covered = trust.covers(source)
     if covered:
-        local = expanded(model.path).is_dir()
+        local = expanded(model.path, ModelError).is_dir()
         trust.require(source, code_of_model(model.path) if local else [Code("model", f"any code of {model.path}")])
     return model.model_copy(update={"trust_remote_code": covered})
 
@@ -173,7 +176,7 @@ def require_own_config(source: str | None, code: Sequence[Code], overrides: Iter
     Raises:
         UntrustedCodeError: see `Trust.require`.
     """
-    if source is None or not (made := made_folder(expanded(source))):
+    if source is None or not (made := made_folder(expanded(source, ConfigError))):
         return
     left = _undecided(code, overrides)
     if left and not is_remembered(made, left):

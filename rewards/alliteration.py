@@ -25,7 +25,8 @@ class Alliteration:
         if letter is not None and len(letter) != 1:
             raise ValueError(f"letter has to be one character, not {letter!r}")
         self.letter = letter.lower() if letter is not None else None
-        self.rarity = rarities(read_text(expanded(corpus), RewardError)) if corpus is not None else None
+        texts = read_text(expanded(corpus, RewardError), RewardError) if corpus is not None else None
+        self.rarity = rarities(texts) if texts is not None else None
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         return [self._score(trajectory.text) for trajectory in trajectories]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from rayrlhf.text_statistics import words
 from rayrlhf.types import Trajectory
 
 
 class Length:
     """Length of an episode's responses: minus the distance to a target, minus the excess over a maximum, or itself.
 
-    unit: `tokens` (EOS included) or `words`.
+    unit: `tokens` (EOS included) or `words` (each character one where no blanks are written, as in Chinese).
     target: minus the distance to it is the score; 0 is best.
     maximum: minus what exceeds it is the score; 0 up to there.
     """
@@ -34,7 +35,7 @@ class Length:
     def _length(self, trajectory: Trajectory) -> int:
         if self.unit == "tokens":
             return trajectory.response_tokens
-        return sum(len(turn.action.split()) for turn in trajectory.turns)
+        return sum(len(words(turn.action)) for turn in trajectory.turns)
 
     def _score(self, length: int) -> int:
         if self.target is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from rayrlhf.errors import RewardError
+from rayrlhf.reading import expanded
 from rayrlhf.types import Trajectory
 
 
@@ -26,7 +27,7 @@ class RewardModel:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.vocabulary = vocabulary
-        self.scorer = RewardScorer.load(Path(path).expanduser(), device, tokens_per_batch)
+        self.scorer = RewardScorer.load(expanded(path, RewardError), device, tokens_per_batch)
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         return [float(score) for score in self.scorer.score(trajectories, self.vocabulary)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,23 @@ from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from rayrlhf import cluster
-from rayrlhf.config import RewardPart, RunConfig
+from rayrlhf.config import ExampleTurnsConfig, ModelConfig, PromptsConfig, RewardPart, RunConfig
+from rayrlhf.config_loading import load_config
+from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import ConfigError, LearnerError, ModelError, PromptError, RewardError, RunFolderError, UserError
+from rayrlhf.examples import make_examples
 from rayrlhf.metrics import read_metrics
+from rayrlhf.play.setting import with_game
+from rayrlhf.policy import load_tokenizer
+from rayrlhf.prompts import load_prompts
 from rayrlhf.reward_contract import example_trajectory
+from rayrlhf.reward_mixture import build_reward
 from rayrlhf.reward_process import RewardProcess
+from rayrlhf.run_folder import path_of as run_path
+from rayrlhf.run_parts import reward_parts
 from rayrlhf.trainer import train
+from rayrlhf.tune.folder import path_of as sweep_path
+from rayrlhf.tune.sweep_config import load_sweep
 from tests.test_training import small_config
 
 
@@ -233,3 +245,25 @@ def test_a_model_that_ends_at_once_is_counted(tmp_path: Path, ray_cluster: None)
     assert row["text/empty_rate"] == 1.0
     assert row["rollout/finished"] == 1.0
     assert row["objective/zero_variance_groups"] == 1.0
+
+
+NOWHERE = "~nobody-of-that-name/x"
+LEADS_TO = {
+    "a config": lambda: load_config(NOWHERE),
+    "a sweep": lambda: load_sweep(NOWHERE),
+    "storage_path": lambda: run_path(RunConfig(storage_path=NOWHERE)),
+    "sweep.storage_path": lambda: sweep_path(load_sweep("alliteration", [f"sweep.storage_path={NOWHERE}"]).config),
+    "a file of prompts": lambda: load_prompts(PromptsConfig(file=NOWHERE), load_tokenizer(ModelConfig()), 512, 9),
+    "a folder of prompts": lambda: load_prompts(PromptsConfig(folder=NOWHERE), load_tokenizer(ModelConfig()), 512, 9),
+    "a transcript": lambda: make_examples(ExampleTurnsConfig(mode="human", transcript=NOWHERE)),
+    "a reward model": lambda: reward_parts(RunConfig(reward=[RewardPart(name="reward_model", path=NOWHERE)])),
+    "a corpus": lambda: build_reward("alliteration", {"corpus": NOWHERE}),
+    "games": lambda: open_environments(EnvironmentSettings("textworld", {"files": NOWHERE})),
+    "a game": lambda: with_game(EnvironmentSettings("textworld"), Path(NOWHERE)),
+}
+
+
+@pytest.mark.parametrize("lead", LEADS_TO.values(), ids=LEADS_TO.keys())
+def test_a_home_of_nobody_is_named(lead: Callable[[], object]) -> None:
+    with pytest.raises(UserError, match=f"{NOWHERE}: there is no such home folder: write the whole path"):
+        lead()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import string
 import sys
@@ -164,11 +165,26 @@ def test_a_validity_check_of_the_users(tmp_path: Path, monkeypatch: pytest.Monke
         faults("abc", validity="my_validity:fails")
     with pytest.raises(PreferenceError, match="'yes'"):
         faults("abc", validity="my_validity:wrong")
-    for name, message in [("number", "cannot be called"), ("absent", "AttributeError")]:
+    for name, message in [("number", "cannot be called"), ("absent", r"my_validity\.py has no `absent`")]:
         with pytest.raises(PreferenceError, match=message):
             faults("abc", validity=f"my_validity:{name}")
     with pytest.raises(PreferenceError, match="no `module:Name`"):
         faults("abc", validity="my_validity")
+
+
+def test_a_validity_check_in_a_file_with_a_taken_name_is_told_to_rename_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory comes last: what is installed, or Python's own, is never replaced by a file of that name."""
+    (tmp_path / "token.py").write_text("def ok(text):\n    return True\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        PreferenceError, match=r"the validity check `token:ok`: `token` is .*which hides your token\.py"
+    ):
+        faults("abc", validity="token:ok")
+    (tmp_path / "my_validity_2.py").write_text("def ok(text):\n    return True\n")
+    assert faults("abc", validity="my_validity_2:ok") == ()
+    assert os.path.abspath(sys.path[0]) != str(tmp_path)
 
 
 def test_compressibility_is_bytes_after_gzip_over_bytes_before() -> None:

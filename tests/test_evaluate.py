@@ -26,12 +26,15 @@ from rayrlhf.environments import EnvironmentSettings, open_environments
 from rayrlhf.errors import CheckpointError, ConfigError
 from rayrlhf.evaluate import Subject, check_games, evaluate, evaluate_policy, find_subject, value_fit
 from rayrlhf.evaluation_results import Evaluation, notes, player_result, read_evaluation
+from rayrlhf.generate import find_model
 from rayrlhf.interfaces import Environments, Prompter
 from rayrlhf.intervals import mean, wilson, won_share
-from rayrlhf.policy import ASSETS, load_policy, load_tokenizer
+from rayrlhf.play.setting import find_setting
+from rayrlhf.policy import ASSETS, context_length, load_policy, load_tokenizer
 from rayrlhf.report import write_report
 from rayrlhf.rollout import deal_specs, play_episodes
 from rayrlhf.run_folder import RunFolder
+from rayrlhf.run_parts import scratch_model
 from rayrlhf.types import GameState, Situation
 from rayrlhf.value import build_value_network, write_value
 from tests.game_episodes import episode, turn
@@ -238,6 +241,17 @@ def test_equal_seeds_give_equal_figures(evaluated: Evaluated) -> None:
     before = evaluated.evaluation
     assert again.results == before.results[1:3]
     assert again.value_fit == before.value_fit
+
+
+def test_a_runs_checkpoints_are_shown_as_much_as_its_policy_was(tmp_path: Path) -> None:
+    """`model.context` of the run goes for whoever reads its checkpoint, not only for its training."""
+    run = make_run(tmp_path, "model.context=100")
+    config = RunFolder.open(run).read_config()
+    setting = find_setting(str(run), None, "train")
+    assert setting.model is not None
+    read = [find_subject(str(run), None).model, find_model(str(run))[0], setting.model, scratch_model(config, {}, run)]
+    assert [(model.context, model.scratch) for model in read] == [(100, None)] * 4
+    assert context_length(read[0]) == 100
 
 
 def test_the_value_is_held_against_the_discounted_reward(evaluated: Evaluated) -> None:

@@ -236,6 +236,19 @@ def test_labels_like_their_rollouts_are_not_warned_of(tmp_path: Path) -> None:
     assert report.statements[0] == "100% of the labelled texts have a query that rollouts have"
 
 
+def test_beginnings_are_compared_where_no_blanks_are_written(tmp_path: Path) -> None:
+    """GWERN-18: a text in Chinese begins with its first character; it is not one word."""
+    drawn = random.Random(2)
+
+    def text(first: str) -> str:
+        return first + "".join(drawn.choices("从前有一只狗在山上", k=10))
+
+    played = rollouts(tmp_path, ["X"] * 60, [text("我") for _ in range(60)])
+    rows = [{"prompt": "X", "chosen": text("猫"), "rejected": text("猫")} for _ in range(30)]
+    [(_, message)] = found(checked(tmp_path, "trl", rows, rollouts=played), "other beginnings")
+    assert message.startswith("first words: total variation 1.00")
+
+
 def test_ids_and_text_are_compared_by_the_tokenizer_alone(tmp_path: Path) -> None:
     played = rollouts(tmp_path, ["X"], ["text"])
     report = check(GWERN, IDS_ALONE, rollouts=played)
@@ -391,6 +404,11 @@ def test_a_text_prompt_beside_answers_as_messages_is_read(tmp_path: Path) -> Non
             "a table of this kind is not read: write JSONL, a line such as",
         ),
         (b"prompt\tchosen\trejected\na\tb\tc\n", "a table of this kind is not read"),
+        (b",prompt,chosen\n0,a,b\n", "a table of this kind is not read"),
+        (b'"prompt","chosen","rejected"\n"a","b","c"\n', "a table of this kind is not read"),
+        (b"\xef\xbb\xbfprompt;chosen;rejected\na;b;c\n", "a table of this kind is not read"),
+        ("prompt,chosen\na,b\n".encode("utf-16"), "it is UTF-16 text, and UTF-8 alone is read"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n'.encode("utf-16"), "it is UTF-16 text"),
         (b'{"instruction": "a", "completions": [{"response": "b", "overall_score": 9}]}\n', "write a line for each"),
         (b'[{"data": {"prompt": "a"}, "annotations": []}]\n', "the export of an annotation tool"),
         (b"\x1f\x8b\x08\x00\x00", "it is compressed: unpack it first"),

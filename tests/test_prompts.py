@@ -119,6 +119,13 @@ def test_jsonl_takes_the_field_of_each_object(tokenizer: PreTrainedTokenizerBase
     assert [prompt.text for prompt in load(tokenizer, file=path, field="q").items] == ["One\nline", "Two"]
 
 
+@pytest.mark.parametrize("name", ["p.JSONL", "p.ndjson", "p.jsonlines"])
+def test_jsonl_under_its_other_names_is_no_text(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, {"prompt": "One"})
+    for given in ({"file": path}, {"folder": str(tmp_path)}):
+        assert [prompt.text for prompt in load(tokenizer, **given).items] == ["One"]
+
+
 def test_a_folder_is_all_its_files_in_the_order_of_their_names(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -168,6 +175,7 @@ def test_a_bad_row_is_named_by_file_and_line(
     [
         ("p.json", 'write it as JSONL, a line such as {"prompt": "..."} for each prompt'),
         ("p.csv", "write it as JSONL"),
+        ("p.CSV", "write it as JSONL"),
         ("p.jsonl.gz", "unpack it first, and name the file that was in it (`gunzip p.jsonl.gz`)"),
         ("p.zip", "unpack it first"),
     ],

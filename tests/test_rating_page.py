@@ -16,6 +16,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from rating_parts import Skeleton, session_of, store_of, xss_payloads
+from starlette.types import Message, Receive
 
 from rayrlhf.errors import PreferenceError
 from rayrlhf.preferences.check_config import ChecksConfig
@@ -158,6 +159,8 @@ def test_hosts_of_a_page_for_other_machines() -> None:
     assert [host for host in ("10.1.2.3", "10.1.2.3:80", "[fe80::1]:80", "localhost") if not allowed(host)] == []
     assert not any(allowed(host) for host in ("evil.invalid", "10.1.2.3:81", "10.1.2.3.evil.invalid"))
     assert allowed_hosts("gpu-box", 80)("gpu-box")
+    assert allowed_hosts("GPU-Box", 80)("gpu-box")  # browsers send it in small letters, however it was given
+    check_host("Localhost", allow_remote=False)
 
 
 def test_another_machine_is_let_in_on_demand_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +227,35 @@ def test_an_unknown_verdict_is_refused(ann: TestClient, store: RatingStore) -> N
     assert store.comparisons() == []
 
 
+def answers_to(ann: TestClient, path: str, receive: Receive, **more: str) -> list[MutableMapping[str, Any]]:
+    """What is sent to a request whose body comes by `receive`, sent in chunks unless `more` headers say otherwise."""
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    cookies = "; ".join(f"{name}={value}" for name, value in ann.cookies.items())
+    headers = {"host": f"127.0.0.1:{PORT}", "cookie": cookies, "transfer-encoding": "chunked", **OWN, **more}
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http",
+        "http_version": "1.1", "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", PORT), "app": ann.app,
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }  # fmt: skip
+    asyncio.run(ann.app(scope, receive, send))
+    return sent
+
+
+def test_a_form_whose_sender_goes_before_its_end_says_nothing(ann: TestClient, store: RatingStore) -> None:
+    form = f"ticket={ticket_on(ann.get('/'))}&verdict=1".encode()
+    messages: list[Message] = [{"type": "http.disconnect"}, {"type": "http.request", "body": form, "more_body": True}]
+
+    async def receive() -> Message:
+        return messages.pop()
+
+    answers_to(ann, "/verdict", receive, **{"content-type": "application/x-www-form-urlencoded"})
+    assert store.comparisons() == []
+
+
 @pytest.mark.parametrize("path", ["/verdict", "/undo", "/name", "/leave"])
 def test_a_body_without_end_is_read_to_a_bound(ann: TestClient, store: RatingStore, path: str) -> None:
     """Sent in chunks it names no length; on a page that takes no form as well nothing of it is kept."""
@@ -234,19 +266,7 @@ def test_a_body_without_end_is_read_to_a_bound(ann: TestClient, store: RatingSto
         assert len(read) <= 20, "the body is read on and on"
         return {"type": "http.request", "body": b"x" * 8192, "more_body": True}
 
-    sent: list[MutableMapping[str, Any]] = []
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    cookies = "; ".join(f"{name}={value}" for name, value in ann.cookies.items())
-    headers = {"host": f"127.0.0.1:{PORT}", "cookie": cookies, "transfer-encoding": "chunked", **OWN}
-    scope = {
-        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http",
-        "http_version": "1.1", "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", PORT), "app": ann.app,
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-    }  # fmt: skip
-    asyncio.run(ann.app(scope, receive, send))
+    sent = answers_to(ann, path, receive)
     assert sent[0]["status"] == 413
     assert (b"connection", b"close") in sent[0]["headers"]
     assert store.comparisons() == []

@@ -177,6 +177,17 @@ def test_one_rater_in_two_sittings_judges_each_pair_once(tmp_path: Path) -> None
     assert one.progress("ann").done == 9
 
 
+def test_verdicts_of_another_sitting_count_for_the_project(tmp_path: Path) -> None:
+    """Also where this sitting takes one of them back."""
+    store = store_of(tmp_path, texts(6))
+    session, other = session_of(store), session_of(store)
+    judge(other, "ann", "1")
+    judge(other, "bob", "2")
+    assert (session.by_all, session.progress("ann").by_all) == (2, 2)
+    assert session.undo("ann")
+    assert (session.by_all, other.by_all) == (1, 1)
+
+
 def test_a_new_sitting_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     """GWERN-1: resume, undo of an earlier sitting included."""
     store = store_of(tmp_path, texts(5))

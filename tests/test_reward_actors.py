@@ -68,11 +68,13 @@ def test_the_sum_is_that_of_one_process(rewards: RunRewards) -> None:
 
 
 def test_a_killed_actor_changes_nothing(rewards: RunRewards) -> None:
-    before = rewards.score(EPISODES)
+    """It had two chunks of four, and is replaced once."""
+    episodes = EPISODES * 3
+    before = rewards.score(episodes)
     [own] = rewards.actors
     pid = ray.get(own.actors[0].__ray_call__.remote(lambda actor: os.getpid()))
     os.kill(pid, signal.SIGKILL)
-    after = rewards.score(EPISODES)
+    after = rewards.score(episodes)
     assert own.deaths == 1
     assert all(np.array_equal(a.total, b.total) for a, b in zip(before, after, strict=True))
 

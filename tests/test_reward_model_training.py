@@ -28,7 +28,7 @@ from rayrlhf.reward_models.scoring import RewardScorer
 from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.reward_models.tasks import sample_task
 from rayrlhf.reward_models.text_format import TextFormat
-from rayrlhf.reward_models.training import SAMPLES_SEED, TrainingLabels, make_reward_model
+from rayrlhf.reward_models.training import SAMPLES_SEED, TrainingLabels, make_reward_model, reference_samples
 from rayrlhf.stories import generate_stories
 from rayrlhf.supervised import SupervisedSettings
 
@@ -236,6 +236,27 @@ def test_held_out_labels_are_of_other_prompts() -> None:
     assert not sides[0] & sides[1]
     assert len(sides[0] | sides[1]) == 7
     assert data.training.sequences is data.held_out.sequences
+
+
+def test_a_damaged_file_of_the_references_samples_is_made_anew(tmp_path: Path) -> None:
+    """Half a file, as a kill leaves it, or one whose parts do not belong together: it is said, and nothing ends."""
+    tokenizer = load_tokenizer(TASK.model)
+    network = new_reward_network(resolve_model(TASK.model.path), tokenizer, 0)
+    scorer = RewardScorer(network, tokenizer, TextFormat.of(tokenizer, 512))
+    told: list[str] = []
+    asked = config(normalisation_samples=2)
+    drawn = reference_samples(TASK, asked, scorer, tmp_path / "kept", told.append)
+    [file] = (tmp_path / "kept").iterdir()
+    whole = file.read_bytes()
+    again = reference_samples(TASK, asked, scorer, tmp_path / "kept", told.append)
+    assert (told, file.read_bytes()) == ([], whole)
+    np.savez(tmp_path / "other.npz", ids=np.concatenate(drawn), lengths=np.array([1, 1]))
+    for damaged in (whole[: len(whole) // 2], (tmp_path / "other.npz").read_bytes()):
+        file.write_bytes(damaged)
+        anew = reference_samples(TASK, asked, scorer, tmp_path / "kept", told.append)
+        assert [ids.tolist() for ids in anew] == [ids.tolist() for ids in drawn] == [ids.tolist() for ids in again]
+        assert file.read_bytes() == whole
+        assert f"{file} is damaged" in told.pop()
 
 
 def test_labels_that_cannot_be_used_are_refused_by_name(tmp_path: Path, kept: Path) -> None:

@@ -111,6 +111,11 @@ def test_length(parameters: dict[str, Any], expected: int) -> None:
     assert score_text("length", "a prompt counts nothing", "one two three four", **parameters) == expected
 
 
+def test_length_in_words_of_a_script_without_blanks() -> None:
+    """Each character is a word, as in all other figures of texts."""
+    assert score_text("length", "", "从前有一只猫。", unit="words") == 7
+
+
 def test_length_adds_up_over_turns() -> None:
     [one] = score([example_trajectory("", "one two", ("", "three"))], part("length", unit="words"))
     assert (one.total.tolist(), one.parts) == ([0, 3], {"length": 3})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -12,8 +15,8 @@ import pytest
 
 from rayrlhf.cli import app
 from rayrlhf.config_loading import load_config
-from rayrlhf.errors import ConfigError, PreferenceError, RewardError, RunFolderError
-from rayrlhf.files import append_to, check_plain, csv_table, replace_file
+from rayrlhf.errors import ConfigError, PreferenceError, RewardError, RunFolderError, StorageError
+from rayrlhf.files import append_to, check_plain, csv_table, fault_of_system, replace_file, storing
 from rayrlhf.plugins import is_own
 from rayrlhf.preferences.check_config import ChecksConfig, CompressibilityConfig
 from rayrlhf.preferences.checks import load_checks
@@ -283,6 +286,42 @@ def test_nothing_is_written_through_what_is_no_file(tmp_path: Path) -> None:
         replace_file(tmp_path / "folder", [b"x"])
     assert victim.read_text() == "before"
     assert not (tmp_path / ".folder.new").exists()
+
+
+def test_a_place_where_nothing_may_be_written_is_named(tmp_path: Path) -> None:
+    """Another person's run, a missing folder, a file where a folder belongs."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs").chmod(0o555)
+    with _no_rights():
+        for place in ("theirs/report.html", "missing/report.html", "file/report.html"):
+            for write in (append_to, lambda path: replace_file(path, [b"x"])):
+                with pytest.raises(RunFolderError, match=f"{place} cannot be written: .*; name another place"):
+                    write(tmp_path / place)
+
+
+@contextlib.contextmanager
+def _no_rights() -> Iterator[None]:
+    """As somebody who is not root, whom no mode of a folder stops."""
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_what_the_system_refuses_is_told_with_what_is_known_of_it() -> None:
+    """Of a full disk that nobody named, no other disk's room is told; where nothing may be written, room is no cure."""
+    full = str(fault_of_system(OSError(errno.ENOSPC, "No space left on device")))
+    assert full.startswith("a file could not be written: No space left on device. ")
+    refused = fault_of_system(PermissionError(errno.EACCES, "Permission denied", "/there/report.html"))
+    assert str(refused) == "/there/report.html cannot be used: Permission denied"
+    assert fault_of_system(PermissionError(errno.EPERM, "Operation not permitted")) is None
+    with pytest.raises(StorageError, match="mend the disk") as raised, storing(Path("/there")):
+        raise OSError(errno.EROFS, "Read-only file system")
+    assert "make room" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "link to a folder", "pipe"])

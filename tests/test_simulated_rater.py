@@ -49,4 +49,7 @@ def test_a_rule_that_tells_too_few_texts_apart_is_refused() -> None:
 def test_the_rules_score_a_word() -> None:
     items = [Item("An apple", " a day"), Item("", ""), Item("", "Bees")]
     assert rule_scores(items, "starts_with_a", per_word=True).tolist() == [0.75, 0.0, 0.0]
+    unspaced = [Item("", "从前有一只猫e")]
+    assert rule_scores(unspaced, "letter_count", per_word=False).tolist() == [1.0]
+    assert rule_scores(unspaced, "letter_count", per_word=True).tolist() == [1 / 7]
     assert rule_scores(items, "starts_with_a", per_word=False).tolist() == [3.0, 0.0, 0.0]

@@ -4,12 +4,14 @@ folder, a machine that is too small; and that nothing of it stays."""
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -21,7 +23,8 @@ from rayrlhf import ray_start
 from rayrlhf.cli import app
 from rayrlhf.cluster import actor_environment
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import InstallationError, LearnerError, RewardError
+from rayrlhf.errors import EpisodeError, InstallationError, LearnerError, RewardError
+from rayrlhf.games.making import cache_folder
 from rayrlhf.launchers import forget_launchers, left_by_launchers
 from rayrlhf.plugins import load
 from rayrlhf.python_path import child_python_path, hidden_modules, last_folders
@@ -229,6 +232,23 @@ def test_a_home_that_cannot_be_written_needs_no_file_there(tmp_path: Path, monke
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     ray_start._bring_token()
     assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
+
+
+def test_a_user_without_a_home_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is run under the number of a user whom it does not know."""
+
+    def unknown(number: int) -> NoReturn:
+        raise KeyError(number)
+
+    for name in ("HOME", "RAYRLHF_CACHE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 60)))  # another folder is looked for
+    assert ray_start.temporary_folder().name.startswith("ray")
+    ray_start._bring_token()
+    assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
+    with pytest.raises(EpisodeError, match=r"~/\.cache/rayrlhf: there is no such home folder"):
+        cache_folder()
 
 
 # Room -----------------------------------------------------------------------------------------------------------------

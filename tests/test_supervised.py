@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,15 +32,16 @@ from rayrlhf.errors import (
     ModelError,
     PromptError,
     RunFolderError,
+    StorageError,
     UserError,
 )
-from rayrlhf.next_token import TRAINING_BLOCKS, VALIDATION_BLOCKS, training_rows
+from rayrlhf.next_token import TRAINING_BLOCKS, VALIDATION_BLOCKS, build, training_rows
 from rayrlhf.next_token_data import prepare_blocks
 from rayrlhf.policy import resolve_model
 from rayrlhf.sft_cli import parse_architecture, sft
 from rayrlhf.stories import generate_stories
-from rayrlhf.supervised import SupervisedSettings, cosine_with_warmup
-from rayrlhf.supervised_run import work_folder
+from rayrlhf.supervised import ProgressAndCheckpoints, SupervisedModule, SupervisedSettings, cosine_with_warmup
+from rayrlhf.supervised_run import supervised_run, work_folder
 from rayrlhf.tokenizer_training import EOS, new_llama, train_tokenizer
 
 ARCHITECTURE = "hidden=32,layers=1,heads=2,kv_heads=2,mlp=64,context=64"
@@ -126,8 +131,9 @@ def test_documents_are_split_evenly_and_a_single_one_is_cut() -> None:
 def test_files_and_folders_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text(f"first\n{EOS}\nsecond\n\n{EOS}  \n")
     (tmp_path / "a.jsonl").write_text('{"text": "from a"}\n\n{"text": "line\\u2028break"}\n')
+    (tmp_path / "c.NDJSON").write_text('{"text": "from c"}\n')
     (tmp_path / "ignored.bin").write_bytes(b"\xff")
-    assert read_documents([tmp_path]) == ["from a", "line\u2028break", "first", "second"]
+    assert read_documents([tmp_path]) == ["from a", "line\u2028break", "first", "second", "from c"]
 
 
 @pytest.mark.parametrize(
@@ -407,3 +413,50 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_a_sound_one_is_taken(tm
     assert "resumed to step 4" in ended.stdout
     assert "nothing in it was run" in ended.stdout
     assert not (tmp_path / "ran").exists()
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file takes more than 100 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # Python ignores the signal that comes with it
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda work: save_file({"weight": torch.ones(100)}, work / "model.safetensors"),
+        lambda work: np.savez(work / "samples.npz", np.ones(100)),
+        lambda work: (work / "model.safetensors").write_bytes(bytes(101)),
+    ],
+)
+def test_a_disk_that_is_full_while_data_is_laid_down_is_a_message(
+    tmp_path: Path, write: Callable[[Path], object]
+) -> None:
+    def prepare(work: Path, asked: SupervisedSettings, show: Callable[[str], None]) -> SupervisedSettings:
+        write(work)
+        return asked
+
+    output = tmp_path / "model"
+    with full_disk(), pytest.raises(StorageError, match=rf"{work_folder(output)}\S* could not be written: ") as raised:
+        supervised_run(output, settings(workers=1), build, prepare, {}, False)
+    assert "make room there" in str(raised.value)
+    assert f"are free on the disk of {tmp_path}" in str(raised.value)
+    assert not work_folder(output).exists()
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_is_a_message(tmp_path: Path) -> None:
+    """PyTorch has an error of its own for it."""
+
+    def save(path: Path) -> None:
+        path.parent.mkdir(parents=True)
+        torch.save(torch.ones(100), path)
+
+    trainer: Any = SimpleNamespace(global_step=4, global_rank=0, save_checkpoint=save)
+    module = SupervisedModule(torch.nn.Linear(1, 1), settings())
+    with full_disk(), pytest.raises(StorageError, match="could not be written: No space left on device"):
+        ProgressAndCheckpoints(settings(), tmp_path).on_train_epoch_end(trainer, module)

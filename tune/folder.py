@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rayrlhf.config_loading import dump_config
-from rayrlhf.errors import RunFolderError
+from rayrlhf.errors import RunFolderError, UserError
 from rayrlhf.files import check_plain, replace_file, sync_folder
 from rayrlhf.lock import FolderLock, Held, is_held
 from rayrlhf.reading import (
@@ -32,6 +32,7 @@ from rayrlhf.reading import (
     Count,
     Damage,
     Number,
+    expanded,
     json_value,
     printable,
     read_bytes,
@@ -134,9 +135,11 @@ class SweepFolder:
             folder._take_lock()
             os.rename(aside, path)  # fails on a folder that holds anything
             sync_folder(path.parent)
-        except OSError as error:
+        except (OSError, UserError) as error:
             folder.close()
             shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(error, UserError):
+                raise
             refuse_taken(config)
             raise RunFolderError(
                 f"the sweep's folder cannot be made in sweep.storage_path {config.storage_path!r}: {error.strerror}; "
@@ -272,8 +275,8 @@ def check_trial_name(name: object, place: Path | str) -> None:
 
 
 def path_of(config: SweepConfig) -> Path:
-    """The folder of a sweep of this config."""
-    return Path(config.storage_path).expanduser().absolute() / config.name
+    """The folder of a sweep of this config. Raises RunFolderError where its storage_path is in no home."""
+    return expanded(config.storage_path, RunFolderError).absolute() / config.name
 
 
 def refuse_taken(config: SweepConfig) -> None:

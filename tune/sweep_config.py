@@ -218,7 +218,7 @@ def _draft(source: str) -> Draft:
         return Draft.read(shipped[source], f"tune/{source}.yaml")
     if source in known:
         return Draft({"name": f"{source}-sweep", "base": source}, f"recipes/{source}.yaml", {})
-    path = expanded(source)
+    path = expanded(source, ConfigError)
     if path.is_file():
         draft = Draft.read(path, source)
         if "space" in draft.tree or "base" in draft.tree:

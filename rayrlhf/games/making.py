@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rayrlhf.errors import EpisodeError, InstallationError
 from rayrlhf.games.kinds import GameKind
 from rayrlhf.python_path import safe_python_path
+from rayrlhf.reading import expanded
 from rayrlhf.terminal_output import plain_console
 from rayrlhf.types import Split
 
@@ -55,7 +56,7 @@ def require_textworld() -> None:
 
 def cache_folder() -> Path:
     """Where games are kept once they are made: $RAYRLHF_CACHE, else ~/.cache/rayrlhf."""
-    folder = Path(os.environ.get("RAYRLHF_CACHE") or Path.home() / ".cache" / "rayrlhf")
+    folder = Path(os.environ.get("RAYRLHF_CACHE") or expanded("~/.cache/rayrlhf", EpisodeError))
     if not folder.is_absolute():  # it would be another one in each process: games are played in folders of their own
         raise EpisodeError(f"RAYRLHF_CACHE is {str(folder)!r}: give the folder's whole path, from / on")
     return folder

@@ -11,6 +11,7 @@ from rayrlhf.checkpoint import newest_model
 from rayrlhf.config import AgentConfig, ModelConfig
 from rayrlhf.environments import EnvironmentSettings, check_environment, takes_prompts
 from rayrlhf.errors import UserError
+from rayrlhf.reading import expanded
 from rayrlhf.response_config import NO_RULES, ResponseConfig
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.sampling.transformers_engine import SamplingSettings
@@ -69,7 +70,7 @@ def of_run(folder: Path, split: Split, trust: Trust) -> Setting:
     """The run's own game, with its latest checkpoint and its way of seeing and acting."""
     config = RunFolder.open(folder).read_config()
     environment, rollout = config.environment, config.rollout
-    model = trusted_model(ModelConfig(path=str(newest_model(folder / "checkpoints"))), folder, trust)
+    model = trusted_model(config.model.at(newest_model(folder / "checkpoints")), folder, trust)
     return Setting(
         title=_title(environment.name, environment.parameters),
         environment=EnvironmentSettings.of(environment, split),
@@ -91,5 +92,5 @@ def _title(name: str, parameters: Mapping[str, Any]) -> str:
 def with_game(environment: EnvironmentSettings, game: Path) -> EnvironmentSettings:
     """TextWorld with this game file, shown as the environment shows its own where that is TextWorld too."""
     kept = {key: value for key, value in environment.parameters.items() if key in _OF_ANY_GAME}
-    parameters = {**kept, "files": str(game.expanduser().absolute())}
+    parameters = {**kept, "files": str(expanded(game, UserError).absolute())}
     return replace(environment, name="textworld", parameters=parameters)

@@ -115,7 +115,7 @@ def standing(turns: Iterable[PlayedTurn]) -> list[PlayedTurn]:
 
 
 def write_transcript(path: Path, transcript: Transcript) -> None:
-    """Writes the file whole or not at all; one that is there is replaced. Raises TranscriptError."""
+    """Writes the file whole or not at all; one that is there is replaced. Raises as `replace_file`."""
     _write_lines(path, [transcript.header.model_dump(), *(turn.model_dump() for turn in transcript.turns)])
 
 
@@ -168,7 +168,7 @@ def preference_rows(turns: Sequence[PlayedTurn]) -> list[dict[str, str]]:
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, str]]) -> None:
-    """Writes JSONL, whole or not at all. Raises TranscriptError."""
+    """Writes JSONL, whole or not at all. Raises as `replace_file`."""
     _write_lines(path, rows)
 
 
@@ -177,10 +177,7 @@ def _same_place(one: PlayedTurn, other: PlayedTurn) -> bool:
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    try:
-        replace_file(path, (json.dumps(row, allow_nan=False).encode("ascii") + b"\n" for row in rows))
-    except OSError as error:
-        raise TranscriptError(f"{path} cannot be written: {error.strerror}; give another file") from error
+    replace_file(path, (json.dumps(row, allow_nan=False).encode("ascii") + b"\n" for row in rows))
 
 
 _Line = TypeVar("_Line", bound=Record)

@@ -12,6 +12,7 @@ import numpy as np
 from rayrlhf.preferences.formats.token_text import encoded
 from rayrlhf.preferences.label_findings import Finding
 from rayrlhf.preferences.records import Item
+from rayrlhf.text_statistics import words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,7 +109,7 @@ def first_token_distance(mine: Sequence[Hashable], theirs: Sequence[Hashable], s
 def _first(ids: tuple[int, ...] | None, text: str) -> Hashable:
     if ids is not None:
         return ids[0] if ids else ""
-    return next(iter(text.split(maxsplit=1)), "")
+    return next(iter(words(text)), "")
 
 
 def _short(value: Hashable) -> str:

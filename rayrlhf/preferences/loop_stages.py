@@ -307,7 +307,7 @@ class Stages:
         from rayrlhf.checkpoint import newest_model
 
         folder = Round(self.project, number).folder / POLICY
-        return self.task.model.model_copy(update={"path": str(newest_model(folder / "checkpoints")), "scratch": None})
+        return self.task.model.at(newest_model(folder / "checkpoints"))
 
     def _run_config(self, number: int, start: ModelConfig) -> RunConfig:
         round_ = Round(self.project, number)

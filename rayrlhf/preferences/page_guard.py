@@ -52,20 +52,20 @@ def allowed_hosts(host: str, port: int) -> Callable[[str], bool]:
 
     A rebinding attack comes under the attacker's domain name: of a page for other machines any address will do.
     """
-    loopback = {"127.0.0.1", "localhost", "::1"}
+    own = {"127.0.0.1", "localhost", "::1", host.lower()}  # names have no capitals of their own
 
     def allowed(header: str) -> bool:
         parts = _HOST.fullmatch(header)
         if parts is None or int(parts[3] or 80) != port:
             return False
         name = (parts[1] or parts[2]).lower()
-        return name in loopback | {host} or (not is_loopback(host) and _is_address(name))
+        return name in own or (not is_loopback(host) and _is_address(name))
 
     return allowed
 
 
 def is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+    return host.lower() == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _is_address(name: str) -> bool:
@@ -133,12 +133,14 @@ class PageGuard:
 
 
 async def _read_body(receive: Receive) -> bytes | None:
-    """The body of a request; None where it is too large or too slow, and the rest of it is never read."""
+    """The body of a request; None where it is too large or too slow, or the client goes before its end."""
     body = b""
     try:
         async with asyncio.timeout(_BODY_S):
             while len(body) <= LARGEST_BODY:
                 message = await receive()
+                if message["type"] != "http.request":  # the client has gone: half a form says nothing
+                    return None
                 body += message.get("body", b"")
                 if not message.get("more_body", False):
                     return body if len(body) <= LARGEST_BODY else None

@@ -118,7 +118,6 @@ class RatingSession:
         self._random = random.Random(seed)
         self._queue = PairQueue(store, propose, checks, config.broken, random.Random(seed))
         self._desks: dict[str, _Desk] = {}
-        self._by_all = sum(comparison.source == "manual" for comparison in store.comparisons())
         self._lock = threading.RLock()
 
     @property
@@ -128,9 +127,8 @@ class RatingSession:
 
     @property
     def by_all(self) -> int:
-        """Comparisons by people in the project, those of this sitting included."""
-        with self._lock:
-            return self._by_all
+        """Comparisons by people in the project, those of this and of other sittings included."""
+        return self._store.comparisons_by_people()
 
     @property
     def limit_reached(self) -> bool:
@@ -170,7 +168,6 @@ class RatingSession:
             desk.records.append(record)  # the next look at the store may find more
             desk.ticket = None
             desk.sitting += 1
-            self._by_all += isinstance(record, Comparison)
             return True
 
     def undo(self, rater: str) -> bool:
@@ -186,7 +183,6 @@ class RatingSession:
             self._store.retract(last.id)
             desk.records.pop()
             desk.sitting = max(0, desk.sitting - 1)
-            self._by_all -= isinstance(last, Comparison)
             if desk.ticket is not None:
                 desk.put_aside.append(desk.ticket)
             items = self._queue.items if set(last.items) <= self._queue.items.keys() else self._store.items()
@@ -205,7 +201,7 @@ class RatingSession:
             if self._limit is not None:
                 return max(0, self._limit - sum(desk.sitting for desk in self._desks.values()))
             if self._config.target:
-                return max(0, self._config.target - self._by_all)
+                return max(0, self._config.target - self.by_all)
             return len(self._queue.items) // 2
 
     def position(self, item_id: str) -> int:
@@ -220,7 +216,7 @@ class RatingSession:
             return Progress(
                 done=len(desk.comparisons),
                 sitting=desk.sitting,
-                by_all=self._by_all,
+                by_all=self.by_all,
                 target=self._config.target,
                 per_hour=desk.sitting / elapsed * 3600 if desk.sitting and elapsed > 0 else None,
                 agreement=self_agreement(desk.comparisons),

@@ -17,6 +17,7 @@ from rayrlhf.errors import PreferenceError
 from rayrlhf.preferences.records import Best, Item
 from rayrlhf.reward_contract import example_trajectory
 from rayrlhf.reward_process import RewardProcess
+from rayrlhf.text_statistics import words
 
 Floats = NDArray[np.float64]
 TIMEOUT_S = 60.0
@@ -77,8 +78,8 @@ def rule_scores(items: Sequence[Item], rule: str, per_word: bool) -> Floats:
         scores = process.score([example_trajectory(item.prompt, item.text) for item in items])
     values = np.array([float(score.total.sum()) for score in scores])
     if per_word:
-        words = np.array([len((item.prompt + item.text).split()) for item in items])
-        values = values / np.maximum(words, 1)
+        counts = np.array([len(words(item.prompt + item.text)) for item in items])
+        values = values / np.maximum(counts, 1)
     return values
 
 

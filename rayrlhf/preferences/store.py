@@ -169,6 +169,12 @@ class RatingStore:
             _check_items(read, [record for _, record in found])
         return [record for _, record in sorted(found, key=itemgetter(0))]
 
+    def comparisons_by_people(self) -> int:
+        """How many stand, of all raters."""
+        with self._reading() as read:
+            query = "SELECT count(*) FROM comparisons WHERE source = 'manual' AND NOT retracted"
+            return int(read.execute(query).fetchone()[0])
+
     def meta(self) -> dict[str, str]:
         """What is known of the project as a whole, such as the fingerprint of its items' tokenizer."""
         with self._reading() as read:

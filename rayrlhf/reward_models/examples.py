@@ -5,14 +5,17 @@ An example is one label: the items it is about, as rows of a table of token sequ
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rayrlhf.files import replace_file
 from rayrlhf.shares import share_of
 from rayrlhf.types import IntArray
 
@@ -50,7 +53,7 @@ class ExampleTable:
     def save(self, path: Path) -> None:
         ids, id_offsets = _joined(self.sequences)
         rows, row_offsets = _joined([np.array(example.rows, np.int64) for example in self.examples])
-        np.savez(
+        save_arrays(
             path, ids=ids, id_offsets=id_offsets, rows=rows, row_offsets=row_offsets, weight=self.weights,
             best=np.array([example.best for example in self.examples], np.int64),
             value=np.array([example.value for example in self.examples], np.float64),
@@ -67,6 +70,13 @@ class ExampleTable:
             for own, best, value, weight in zip(rows, stored["best"], stored["value"], stored["weight"], strict=True)
         )
         return cls(tuple(_split(stored["ids"], stored["id_offsets"])), examples)
+
+
+def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """An .npz file, whole or not there. Raises as `replace_file`."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    replace_file(path, [file.getvalue()])
 
 
 def epoch_order(examples: int, batch_size: int, epochs: int, seed: int) -> IntArray:

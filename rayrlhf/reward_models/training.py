@@ -25,10 +25,10 @@ from rayrlhf.errors import ModelError
 from rayrlhf.policy import context_length, end_ids, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.preferences.ranking import Ranking
 from rayrlhf.preferences.records import Comparison, Item, Rating
-from rayrlhf.reading import read_record
+from rayrlhf.reading import first_line, read_record
 from rayrlhf.reward_models.config import RewardModelConfig
 from rayrlhf.reward_models.evaluation import Evaluation, evaluate_comparisons, pearson, plot_evaluation
-from rayrlhf.reward_models.examples import ExampleTable
+from rayrlhf.reward_models.examples import ExampleTable, save_arrays
 from rayrlhf.reward_models.folder import (
     finish_reward_model,
     load_reward_network,
@@ -154,7 +154,7 @@ def _prepare(
     )
     for line in data.lines():
         show(line)
-    samples = _reference_samples(task, config, RewardScorer(network, tokenizer, text_format), kept_samples)
+    samples = reference_samples(task, config, RewardScorer(network, tokenizer, text_format), kept_samples, show)
     _save_samples(work / _SAMPLES, samples)
     normalise(network, samples, label_scale(data.training, config))
     _set_tie(network, data.training, config)
@@ -208,16 +208,19 @@ def _set_tie(network: RewardNetwork, training: ExampleTable, config: RewardModel
         network.log_tie.data.fill_(log_tie_of_share(share))
 
 
-def _reference_samples(
-    task: RunConfig, config: RewardModelConfig, scorer: RewardScorer, kept: Path | None
+def reference_samples(
+    task: RunConfig, config: RewardModelConfig, scorer: RewardScorer, kept: Path | None, show: Show
 ) -> list[np.ndarray]:
-    """Token sequences of the unmodified reference's responses on the task's own queries, drawn once for each folder."""
+    """Token sequences of the unmodified reference's responses on the task's own queries, drawn once for each folder.
+
+    kept: the folder in which they stay; a file of them that is damaged is told of and made anew.
+    """
     if kept is not None:
         told = {"task": task_of(task), "model": task.model.path, "samples": config.normalisation_samples}
         name = json.dumps([told, config.seed, asdict(scorer.text_format)], sort_keys=True)
         kept = kept / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
-        if kept.is_file():
-            return _load_samples(kept)
+        if (found := _kept_samples(kept, show)) is not None:
+            return found
     trajectories = sample_task(task, task.model, config.normalisation_samples, SAMPLES_SEED + config.seed)
     vocabulary = vocabulary_fingerprint(load_tokenizer(task.model))
     samples = [scorer.encode(trajectory, vocabulary) for trajectory in trajectories]
@@ -225,6 +228,17 @@ def _reference_samples(
         kept.parent.mkdir(parents=True, exist_ok=True)
         _save_samples(kept, samples)
     return samples
+
+
+def _kept_samples(path: Path, show: Show) -> list[np.ndarray] | None:
+    """None where there are none, or none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        return _load_samples(path)
+    except Exception as error:  # zip, zlib and NumPy have each its own for a file that is damaged
+        show(f"{path} is damaged ({first_line(error)}): the reference's samples are drawn anew")
+        return None
 
 
 def _finish(model: Path, work: Path, config: RewardModelConfig, show: Show) -> Mapping[str, Any]:
@@ -313,9 +327,13 @@ def correlation_line(correlation: float | None, scores: np.ndarray, values: np.n
 
 
 def _save_samples(path: Path, samples: Sequence[np.ndarray]) -> None:
-    np.savez(path, ids=np.concatenate(samples), lengths=np.array([len(ids) for ids in samples]))
+    save_arrays(path, ids=np.concatenate(samples), lengths=np.array([len(ids) for ids in samples]))
 
 
 def _load_samples(path: Path) -> list[np.ndarray]:
+    """Raises what the libraries raise, or ValueError, for a file that is damaged."""
     with np.load(path, allow_pickle=False) as file:
-        return np.split(file["ids"], np.cumsum(file["lengths"])[:-1])
+        ids, lengths = file["ids"], file["lengths"]
+    if ids.dtype != np.int64 or ids.shape != (lengths.sum(),) or lengths.min() < 0:
+        raise ValueError("its lengths are not those of its sequences")
+    return np.split(ids, np.cumsum(lengths)[:-1])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from rayrlhf.errors import PreferenceError
 from rayrlhf.preferences.formats import anthropic_hh, native, openai_json, samples, summarize, trl
 from rayrlhf.preferences.formats.content import Content, Export, Fault, Object, Outcome, ReadOptions, Row
 from rayrlhf.preferences.formats.json_rows import read_rows
-from rayrlhf.reading import read_bytes
+from rayrlhf.reading import Damage, json_value, read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +63,7 @@ def read_file(path: Path, options: ReadOptions, name: str | None = None) -> tupl
     data = read_bytes(file, PreferenceError, piped=file is path)  # `labels import <(...)` is a person's word
     if name is not None and name not in READABLE:
         raise PreferenceError(f"no format of labels is named {name}: choose from {', '.join(READABLE)}")
-    return read_data(data, options, TEXT if name is None and file.suffix == ".txt" else name)
+    return read_data(data, options, TEXT if name is None and file.suffix.lower() == ".txt" else name)
 
 
 def read_data(data: bytes, options: ReadOptions, name: str | None = None) -> tuple[str, tuple[Outcome, ...]]:
@@ -71,9 +72,9 @@ def read_data(data: bytes, options: ReadOptions, name: str | None = None) -> tup
         return TEXT, tuple(samples.read_text(data, options))
     if not data.strip():
         return name or "", (Fault(1, "the file is empty"),)
-    if (unread := _unread(data)) is not None:
-        return name or "", (Fault(1, unread),)
     rows = list(read_rows(data))
+    if (unread := _unread(data, rows)) is not None:
+        return name or "", (Fault(1, unread),)
     found = name or detect(row.value for row in rows if isinstance(row, Row))
     if found is None:
         faults = [row for row in rows if isinstance(row, Fault)]
@@ -85,14 +86,31 @@ def read_data(data: bytes, options: ReadOptions, name: str | None = None) -> tup
     return found, tuple(FORMATS[found].read(rows, options))
 
 
-def _unread(data: bytes) -> str | None:
+def _unread(data: bytes, rows: Sequence[Row | Fault]) -> str | None:
     """What to write instead of a file that is no JSON at all; None where it may be some."""
     if data.startswith(_PACKED):
         return "it is compressed: unpack it first"
-    first = data.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0]
-    if data.startswith(b"PAR1") or (first[:1].isalpha() and b"{" not in first and (b"," in first or b"\t" in first)):
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it is UTF-16 text, and UTF-8 alone is read: save it as that"
+    header = data.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
+    if data.startswith(b"PAR1") or (not any(isinstance(row, Row) for row in rows) and _is_table(header)):
         return f"a table of this kind is not read: {_PAIRS}"
     return None
+
+
+def _is_table(header: bytes) -> bool:
+    """Whether the first line of a file without any object is that of a table, and not of JSON that is damaged."""
+    if header.startswith(b"[") or any(mark in header for mark in (b"{", b"}", b'":')):
+        return False
+    if not any(mark in header for mark in b",;\t"):
+        return False
+    try:
+        json_value(header.decode())
+    except UnicodeDecodeError:
+        return False
+    except Damage:
+        return True
+    return False
 
 
 def _not_recognised(row: Object) -> str:
