@@ -10,12 +10,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+_STATE = tempfile.TemporaryDirectory(prefix="rayrlhf-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name  # what a person's own configs said is noted there, not in who runs the tests
 
 torch.set_num_threads(1)
 signal.signal(

@@ -319,6 +319,14 @@ def test_a_worker_that_the_kernel_ended_is_named_by_the_kernels_count(tmp_path: 
     assert not death_of(error, kills).memory  # each kill is told once
 
 
+def wait_for_mark(mark: str, pid: int) -> None:
+    """A process shows its environment a moment after whoever started it goes on."""
+    deadline = time.monotonic() + 60
+    while pid not in [process.pid for process in marked(mark)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_run_within_another_belongs_to_both() -> None:
     program = "import os; from rayrlhf.reaper import MARK, reaped\nwith reaped(): print(os.environ[MARK])"
     done = subprocess.run(
@@ -327,6 +335,7 @@ def test_a_run_within_another_belongs_to_both() -> None:
     outer, inner = done.stdout.strip().split(",")
     assert outer == "outer"
     within = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: f"{outer},{inner}"})
+    wait_for_mark(inner, within.pid)
     assert end_marked(inner, grace_s=0.1) == [within.pid]
     within.wait()
 
@@ -364,10 +373,8 @@ def test_what_a_killed_driver_has_started_ends_with_it_wherever_it_went() -> Non
     driver = subprocess.Popen([sys.executable, "-c", RUNS_ON], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     orphan, mark = psutil.Process(int(driver.stdout.readline())), driver.stdout.readline().strip()
-    deadline = time.monotonic() + 60
-    while orphan not in marked(mark):  # a process shows its environment a moment after whoever started it goes on
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_mark(mark, orphan.pid)
+    wait_for_mark(another, bystander.pid)
     driver.kill()
     _, alive = psutil.wait_procs([orphan], timeout=15)
     assert not alive

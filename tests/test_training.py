@@ -112,11 +112,11 @@ def test_before_the_first_step_policy_and_reference_are_one(undisturbed: Path) -
     assert all(s.kl is not None and abs(s.kl) < 1e-3 for s in read_samples(undisturbed) if s.iteration == -1)
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.001])
-def test_a_healthy_run_at_a_low_temperature_runs(ray_cluster: None, storage: Path, temperature: float) -> None:
+def test_a_healthy_run_at_a_low_temperature_runs(ray_cluster: None, storage: Path) -> None:
     """X-5: dividing the logits multiplies their rounding: the limit of temperature 1 would stop it."""
+    temperature = 0.001
     config = small_config(
-        Path("tiny-stories"), storage, f"cold-{temperature}", iterations=2, baseline_episodes=8,
+        Path("tiny-stories"), storage, "cold", iterations=2, baseline_episodes=8,
         rollout={"workers": 1, "groups_per_iteration": 2, "temperature": temperature},
         learner={"ranks": 1, "zero_stage": 0}, optimizer={"name": "sgd", "lr": 1e-6},
     )  # fmt: skip
