@@ -298,7 +298,7 @@ def _batch(*settings: str, code: str | None = None) -> Callable[[Ground], list[s
 
 def _shell_batch(ground: Ground) -> list[str]:
     """What os.system gets is an episode's text, which begins with the prompt."""
-    return [str(ground.kept_batch("reward=os:system", f"environment.prompts.text=touch {ground.ran} #"))]
+    return [str(ground.kept_batch("reward=os:system", f"environment.prompts.text=touch {ground.ran};"))]
 
 
 def _batch_of_model(ground: Ground) -> list[str]:
@@ -394,22 +394,30 @@ def _endless_view(ground: Ground, project: Path) -> None:
     connection.close()
 
 
-def _value_network(ground: Ground, run: Path) -> None:
-    """A value network beside the model of the run's checkpoint, which its manifest lists."""
-    checkpoint = run / "checkpoints" / "000001"
-    config = SeparateValueConfig()
-    network = build_value_network(config, ModelConfig(path=str(ground.model)))
-    write_value(checkpoint / "value", config, network.backbone, network.state_dict())
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    for path in (checkpoint / "value").iterdir():
+def _listed(checkpoint: Path, *paths: Path) -> None:
+    """Puts files into a checkpoint's manifest, as if they had been written with it."""
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    for path in paths:
         content = path.read_bytes()
         told = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        manifest["files"][f"value/{path.name}"] = told
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        files[os.path.relpath(path, checkpoint)] = told
+    _edit_json(checkpoint / "manifest.json", files=files)
+
+
+def _listing_outside(ground: Ground, run: Path) -> None:
+    _listed(run / "checkpoints/000001", ground.victim)
+
+
+def _value_network(ground: Ground, run: Path) -> None:
+    """A value network beside the model of the run's checkpoint."""
+    checkpoint, config = run / "checkpoints/000001", SeparateValueConfig()
+    network = build_value_network(config, ModelConfig(path=str(ground.model)))
+    write_value(checkpoint / "value", config, network.backbone, network.state_dict())
+    _listed(checkpoint, *(checkpoint / "value").iterdir())
 
 
 def _valued_run(ground: Ground) -> list[str]:
-    run = ground.run(f"reward=[game_score,{MODULE}:Reward]", recipe="textworld-coin")
+    run = ground.run(f"reward=[game_score,{MODULE}:Reward]", _LONGER, recipe="textworld-coin")
     _value_network(ground, run)
     return [str(run), "--games", "1"]
 
@@ -467,6 +475,7 @@ CODE = "names code that does not come with RayRLHF:(.|\\n)*  "
 MODEL_CODE = "it brings Python code of its own .* which was not run"
 _GAME = (f"environment.name={MODULE}:Game",)
 _REWARD = (f"reward={MODULE}:Reward",)
+_LONGER = "rollout.max_new_tokens=16"
 _REMOTE = ("model.trust_remote_code=true",)
 
 
@@ -516,14 +525,7 @@ ATTACKS: tuple[Attack, ...] = (
         "generate",
         "a manifest that lists a file outside",
         "victim is missing",
-        _run_with(
-            lambda ground, run: _edit_json(
-                run / "checkpoints/000001/manifest.json", files={"../../../victim": {"bytes": 1, "sha256": "0"}}
-            ),
-            "stranger",
-            "-n",
-            "1",
-        ),
+        _run_with(_listing_outside, "stranger", "-n", "1"),
     ),
     Attack(
         "generate",
@@ -612,7 +614,8 @@ ATTACKS: tuple[Attack, ...] = (
         "evaluate",
         "a model with code",
         MODEL_CODE,
-        _run("{run}", "--games", "1", settings=_REMOTE, code="model_code", recipe="textworld-coin"),
+        _run("{run}", "--games", "1", settings=(*_REMOTE, _LONGER), code="model_code", recipe="textworld-coin"),
+        "stranger",
     ),
     Attack(
         "evaluate",

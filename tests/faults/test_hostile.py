@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from hostile import ATTACKS, MODULE, SECRET, VICTIM, Attack, Ground
+from hostile import ATTACKS, MODEL_CODE, MODULE, SECRET, VICTIM, Attack, Ground
 
 from rayrlhf import files
 from rayrlhf.errors import UserError
@@ -91,13 +91,22 @@ def test_the_same_code_runs_where_the_command_line_trusts_its_folder(
     """The attacks hold code that would run; and a person's own word lets it, after it was told."""
     assert attack.runs_if_trusted is not None
     refusal = answer(attack.command, [*attack.lay(ground), "--trust", attack.runs_if_trusted])
-    assert ground.ran.exists()
-    assert "this code runs" in capfd.readouterr().err
-    print(f"REFUSAL {attack.name} {refusal}")
+    out, err = capfd.readouterr()
+    assert ground.ran.exists(), refusal
+    assert "this code runs" in err
+    if attack.says == MODEL_CODE:  # it reads as any other
+        assert refusal is None
+        assert out.strip()
 
 
-@one_of(ATTACKS)
-@pytest.mark.timeout(300)
+GUARDED = (
+    "play: an environment of the folder's own", "replay: a reward of the folder's own", "report: samples are a link",
+    "report: the summary on its way is a link", "report: sessions are a link", "report: a trial is a link",
+    "report: a table on its way is a link", "rank: its folder is a link", "compare: a model with code",
+)  # fmt: skip
+
+
+@one_of(attack for attack in ATTACKS if attack.name in GUARDED)
 def test_without_its_guards_a_command_does_the_harm(
     attack: Attack, ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +114,7 @@ def test_without_its_guards_a_command_does_the_harm(
     monkeypatch.setattr(files, "_check_entry", lambda path: None)
     monkeypatch.setattr(os, "O_NOFOLLOW", 0)
     monkeypatch.setattr(Trust, "covers", lambda trust, source: True)
-    with contextlib.suppress(Exception), no_hang():
+    with contextlib.suppress(Exception):
         answer(attack.command, attack.lay(ground))
     with pytest.raises(AssertionError):
         check_harmless(ground)
