@@ -12,9 +12,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from rayrlhf.checkpoint import Checkpoint, CheckpointStore, newest_model, read_manifest, verify, whole_checkpoints
-from rayrlhf.errors import CheckpointError
+from rayrlhf.errors import CheckpointError, StorageError
+from rayrlhf.files import saving
+from tests.faults.disks import disk, why_no_disk
 
 
 def save(store: CheckpointStore, iteration: int, content: str = "") -> None:
@@ -226,6 +229,16 @@ def test_a_renamed_checkpoint_says_so(tmp_path: Path) -> None:
     (tmp_path / "000050").rename(tmp_path / "000090")
     with pytest.raises(CheckpointError, match="is that of iteration 50"):
         store.latest()
+
+
+def test_pytorchs_own_error_on_a_full_disk_names_the_disk(tmp_path: Path) -> None:
+    if reason := why_no_disk(tmp_path):
+        pytest.skip(reason)
+    with disk(tmp_path / "small", 1 << 16) as folder:
+        with pytest.raises(RuntimeError), saving(tmp_path):  # where there is room it stays what it is
+            torch.save(torch.zeros(100_000), folder / "state.pt")
+        with pytest.raises(StorageError, match=r"small/state\.pt could not be written: No space left"), saving(folder):
+            torch.save(torch.zeros(100_000), folder / "state.pt")
 
 
 def test_a_full_disk_is_a_message_and_costs_nothing(tmp_path: Path) -> None:

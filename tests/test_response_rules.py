@@ -419,3 +419,10 @@ def test_a_run_that_would_penalise_most_episodes_does_not_start(
     with pytest.raises(ConfigError, match=rf"^{baseline or 6} of the first .* hold no stop 'zebra'"):
         train(stopping_config(tiny_model, tmp_path, "refused", response=response, baseline_episodes=baseline))
     assert read_metrics(tmp_path / "refused") == []
+
+
+def test_an_empty_prompt_starts_from_nothing_and_says_so(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for prompt, said in (("", "--prompt is empty: the model starts from its BOS or EOS token alone\n"), ("Once", "")):
+        [played] = sample(str(tiny_model), prompt, 1, 2, 1.0, seed=0)
+        assert played.turns[0].observation == prompt
+        assert capsys.readouterr().err == said

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,13 +22,14 @@ from rayrlhf import ray_start
 from rayrlhf.cli import app
 from rayrlhf.cluster import actor_environment
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import InstallationError, LearnerError, RewardError
+from rayrlhf.errors import InstallationError, LearnerError, RewardError, RunFolderError
 from rayrlhf.launchers import forget_launchers, left_by_launchers
 from rayrlhf.plugins import load
 from rayrlhf.python_path import child_python_path, hidden_modules, last_folders
 from rayrlhf.reaper import MARK, end_marked, marked
 from rayrlhf.room import check_machine, check_start, machine_memory, processes_of
 from rayrlhf.run_folder import refuse_taken
+from rayrlhf.trainer import train
 from rayrlhf.tune.capacity import at_once
 from rayrlhf.worker_death import KernelKills, death_of
 
@@ -159,10 +161,12 @@ def test_folders_that_hide_the_standard_library_come_last(tmp_path: Path, monkey
 # Ray's address and folder ---------------------------------------------------------------------------------------------
 
 
-def closed_port() -> int:
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that nobody answers at, and that nobody else can take meanwhile: it is bound, and does not listen."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        yield int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -177,9 +181,15 @@ def closed_port() -> int:
     ],
 )
 def test_an_address_that_leads_nowhere_is_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+    monkeypatch: pytest.MonkeyPatch, closed_port: int, address: str, said: str
 ) -> None:
-    address = address.format(port=closed_port())
+    address = address.format(port=closed_port)
+
+    def resolve(host: str, *_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    if "invalid" in address:  # some resolvers answer with a page of their own
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InstallationError) as caught:
@@ -274,11 +284,26 @@ def test_a_name_in_use_is_refused_before_anything_is_loaded(tmp_path: Path) -> N
     refuse_taken(config)  # an empty folder is no run's
     (tmp_path / "taken/config.yaml").touch()
     (tmp_path / "taken/metrics.jsonl").write_text('{"iteration": 0}\n')
-    from rayrlhf.errors import RunFolderError
-    from rayrlhf.trainer import train
-
     with pytest.raises(RunFolderError, match="'taken' is in use"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("workers", "address", "error", "said"),
+    [
+        (100_000, "", LearnerError, r"rollout\.workers 100000.*do not fit"),
+        (1, "127.0.0.1:99999", InstallationError, "no Ray cluster answers there"),
+    ],
+)
+def test_what_ray_could_not_hold_or_reach_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int, address: str, error: type[Exception], said: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    told = {"storage_path": str(tmp_path), "model": {"path": "/no/such/model"}, "rollout": {"workers": workers}}
+    with pytest.raises(error, match=said):
+        train(RunConfig.model_validate(told))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Processes that are gone, and those that must go ----------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from conftest import build_tiny_model
 
 from rayrlhf import trainer
 from rayrlhf.alarms import read_alarms
@@ -24,6 +26,8 @@ from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import LearnerError, RunFolderError
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import comparable, read_metrics, read_samples
+from rayrlhf.run_folder import RunFolder
+from rayrlhf.run_parts import check_started_from
 from rayrlhf.trainer import train
 from rayrlhf.types import EpisodeSpec, TrainingBatch, UpdateReport
 from rayrlhf.worker import PlayedBatch, PublishedWeights, RolloutPool
@@ -182,13 +186,21 @@ def test_killed_worker_and_killed_rank_change_nothing(
     assert records(storage, "disturbed") == records(storage, "undisturbed")
 
 
+LAUNCHED = {
+    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4",
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job",
+    "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "10.255.255.1", "MASTER_PORT": "1",
+}  # fmt: skip
+"""What mpirun, srun and torchrun leave: it is to reach no rank of the learner."""
+
+
 def driver(config: RunConfig, folder: Path, *options: str) -> subprocess.Popen[str]:
-    """`rayrlhf train` in a process of its own, with a Ray cluster of its own."""
+    """`rayrlhf train` in a process of its own, with a Ray cluster of its own, as one of a launcher's tasks."""
     file = folder / f"{config.name}.yaml"
     file.write_text(dump_config(config))
     return subprocess.Popen(
         [sys.executable, "-m", "rayrlhf", "train", str(file), *options],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **LAUNCHED},
     )  # fmt: skip
 
 
@@ -218,6 +230,18 @@ def test_kill_the_driver_and_resume_bit_for_bit(tiny_model: Path, storage: Path,
     train(config, resume=True)
     assert weights_hash(storage, "resumed", 6) == weights_hash(storage, "undisturbed", 6)
     assert records(storage, "resumed") == records(storage, "undisturbed")
+
+
+def test_a_run_whose_model_has_changed_does_not_go_on(tiny_model: Path, tmp_path: Path) -> None:
+    """Said before Ray is asked for anything."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = small_config(model, tmp_path, "changed")
+    with RunFolder.create(config, dump_config(config)) as folder:
+        check_started_from(folder, config.model)
+        folder.metrics.write_text('{"iteration": 0}\n')
+    build_tiny_model(model, seed=1)
+    with pytest.raises(RunFolderError, match=r"the weights of its model .* changed since it began"):
+        train(config, resume=True)
 
 
 def test_ctrl_c_saves_stops_and_leaves_nothing(tiny_model: Path, storage: Path) -> None:
