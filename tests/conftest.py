@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import signal
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -109,10 +110,31 @@ def build_tiny_model(folder: Path, architecture: str = "llama", pad_is_eos: bool
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _games(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Text games are made once for all tests, in all processes that share the tests, whose children inherit the name."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYRLHF_CACHE", str(shared / "games"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 30,000 parameters with a pad token of its own."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="module")
+def own_environment() -> Iterator[None]:
+    """Lightning and DeepSpeed write ranks and ports into the environment; other tests must not inherit them."""
+    kept = dict(os.environ)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+    os.environ.clear()
+    os.environ.update(kept)
 
 
 @pytest.fixture(scope="session")

@@ -272,7 +272,7 @@ KILLED_AT_EVERY_STEP = """
 # A forked child saves a checkpoint and dies, without any clean-up, just before its n-th operation on files; n rises.
 import os, pathlib, shutil, sys, warnings
 sys.path.insert(0, sys.argv[2])
-from test_checkpoint import save
+from tests.test_checkpoint import save
 from rayrlhf.checkpoint import CheckpointStore, newest_model, verify, whole_checkpoints
 
 warnings.simplefilter("error")
@@ -320,7 +320,7 @@ def test_killed_at_every_operation_a_usable_checkpoint_stays(
     tmp_path: Path, before: tuple[int, ...], saved: int, keep: int
 ) -> None:
     """DESIGN: the previous one goes only after the new one is whole, whichever operation is the process's last."""
-    arguments = [str(tmp_path), str(Path(__file__).parent), repr(before), str(saved), str(keep)]
+    arguments = [str(tmp_path), str(Path(__file__).parents[1]), repr(before), str(saved), str(keep)]
     done = subprocess.run([sys.executable, "-c", KILLED_AT_EVERY_STEP, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 15  # deaths: as many as there are operations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from rayrlhf.errors import ConfigError
 from rayrlhf.metrics import comparable, read_metrics, read_samples
 from rayrlhf.trainer import train
 from tests.test_training import driver, wait_for_iteration
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Games are made once for this file; worker processes inherit the folder's name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYRLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
-from learner_process import (
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rayrlhf.algorithm_config import AdamWConfig, SGDConfig
+from rayrlhf.config import LearnerConfig, ModelConfig
+from rayrlhf.errors import CheckpointError, LearnerError
+from rayrlhf.learner import Learner, learning_rate
+from rayrlhf.losses import Objective, PolicyGradientLoss, PolicyLoss
+from rayrlhf.policy import load_policy, score_tokens
+from rayrlhf.types import TrainingSequence
+from rayrlhf.weights import checksum, load_into, verify
+from tests.learner_process import (
     CASES,
     GRADIENTS,
     LOSSES,
@@ -27,32 +34,13 @@ from learner_process import (
     run_ranks,
     step,
 )  # fmt: skip
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from rayrlhf.algorithm_config import AdamWConfig, SGDConfig
-from rayrlhf.config import LearnerConfig, ModelConfig
-from rayrlhf.errors import CheckpointError, LearnerError
-from rayrlhf.learner import Learner, learning_rate
-from rayrlhf.losses import Objective, PolicyGradientLoss, PolicyLoss
-from rayrlhf.policy import load_policy, score_tokens
-from rayrlhf.types import TrainingSequence
-from rayrlhf.weights import checksum, load_into, verify
 
 WORLDS = (1, 2)
-PROGRAM = Path(__file__).with_name("learner_process.py")
 each_stage = pytest.mark.parametrize("stage", STAGES)
 each_world = pytest.mark.parametrize("world", WORLDS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _environment() -> Iterator[None]:
-    """Lightning and DeepSpeed write ranks and ports into the environment; other tests must not inherit them."""
-    kept = dict(os.environ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-    os.environ.clear()
-    os.environ.update(kept)
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +58,7 @@ def tiny_model(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(folder: Path) -> Recordings:
-    return run_ranks(PROGRAM, folder, run)
+    return run_ranks(folder, run)
 
 
 @each_stage

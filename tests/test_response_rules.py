@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from test_training import records, small_config, weights_hash
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrlhf.actions import make_actor
@@ -43,6 +42,7 @@ from rayrlhf.rollout import deal_specs
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.trainer import Observer, train
 from rayrlhf.types import EpisodeScore, IntArray, Trajectory
+from tests.test_training import records, small_config, weights_hash
 
 PIECES = ["<eos>", "a", " b", ".", '."', "..", " no", "\n", "END", "EN", "D", "x.D"]
 EOS, A, B, DOT, DOT_QUOTE, DOTS, NO, NEWLINE, END, EN, D, X_DOT_D = range(len(PIECES))

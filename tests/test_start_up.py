@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -109,12 +109,14 @@ def test_actors_look_in_the_working_folder_last(ray_cluster: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "how"),  # `types` in PYTHONPATH is left out: Python itself does not start then
-    [*((name, "folder") for name in HIDING), *((name, "PYTHONPATH") for name in HIDING[:-1])],
+    ("names", "how"),  # `types` in PYTHONPATH is left out: Python itself does not start then
+    [(HIDING, "folder"), (HIDING[:-1], "PYTHONPATH")],
+    ids=["folder", "PYTHONPATH"],
 )
-def test_a_file_with_the_name_of_a_module_hides_nothing(tmp_path: Path, name: str, how: str) -> None:
-    """A reward of the user's beside it is loaded, built in its child process and checked."""
-    (tmp_path / f"{name}.py").write_text('"""Of the user\'s own."""\n')
+def test_a_file_with_the_name_of_a_module_hides_nothing(tmp_path: Path, names: Sequence[str], how: str) -> None:
+    """A reward of the user's beside them is loaded, built in its child process and checked."""
+    for name in names:
+        (tmp_path / f"{name}.py").write_text('"""Of the user\'s own."""\n')
     (tmp_path / "my_reward.py").write_text(REWARD)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if how == "PYTHONPATH":

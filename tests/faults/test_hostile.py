@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from hostile import ATTACKS, MODEL_CODE, MODULE, SECRET, VICTIM, Attack, Ground
 
 from rayrlhf import files
 from rayrlhf.errors import UserError
 from rayrlhf.reading import printable
 from rayrlhf.trust import Trust
+from tests.faults.hostile import ATTACKS, MODEL_CODE, MODULE, SECRET, VICTIM, Attack, Ground
 from tests.faults.test_fuzz import no_hang
 
 
