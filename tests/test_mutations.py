@@ -14,10 +14,11 @@ from collections import Counter
 import pytest
 
 from tests.mutations.drawn import DRAWN
+from tests.mutations.guards import GUARDS
 from tests.mutations.runner import ROOT, Mutation
 from tests.mutations.table import MUTATIONS
 
-ALL = (*MUTATIONS, *DRAWN)
+ALL = (*MUTATIONS, *DRAWN, *GUARDS)
 
 
 @pytest.mark.parametrize("mutation", ALL, ids=lambda mutation: mutation.name)

@@ -120,6 +120,16 @@ def test_without_its_guards_a_command_does_the_harm(
         check_harmless(ground)
 
 
+def test_a_folder_is_trusted_with_all_that_lies_in_it_and_nothing_beside_it(tmp_path: Path) -> None:
+    given, beside = tmp_path / "run", tmp_path / "run-2"
+    for folder in (given, beside):
+        folder.mkdir()
+    (given / "out").symlink_to(beside)
+    trust = Trust.of([str(given), "hub/model"])
+    assert all(trust.covers(source) for source in (given, given / "alarms" / "000001-kl", "hub/model"))
+    assert not any(trust.covers(source) for source in (beside, given / "out", tmp_path, "hub/model-2", "hub"))
+
+
 def test_what_a_persons_own_config_said_is_remembered_by_path_and_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
