@@ -42,6 +42,7 @@ from rayrlhf.rollout import deal_specs
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.trainer import Observer, train
 from rayrlhf.types import EpisodeScore, IntArray, Trajectory
+from tests.faults.hostile import Ground
 from tests.test_training import records, small_config, weights_hash
 
 PIECES = ["<eos>", "a", " b", ".", '."', "..", " no", "\n", "END", "EN", "D", "x.D"]
@@ -421,8 +422,15 @@ def test_a_run_that_would_penalise_most_episodes_does_not_start(
     assert read_metrics(tmp_path / "refused") == []
 
 
-def test_an_empty_prompt_starts_from_nothing_and_says_so(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for prompt, said in (("", "--prompt is empty: the model starts from its BOS or EOS token alone\n"), ("Once", "")):
-        [played] = sample(str(tiny_model), prompt, 1, 2, 1.0, seed=0)
-        assert played.turns[0].observation == prompt
-        assert capsys.readouterr().err == said
+def test_an_empty_prompt_starts_from_nothing_and_says_so(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run, too, that has prompts of its own."""
+    ground = Ground(tmp_path / "runs", tiny_model)
+    ground.folder.mkdir()
+    run = str(ground.run("environment.prompts.text=Once"))
+    said = "--prompt is empty: the model starts from its BOS or EOS token alone\n"
+    for source, prompt, shown in ((run, None, "Once"), (run, "", ""), (str(tiny_model), "", ""), (run, "Then", "Then")):
+        [played] = sample(source, prompt, 1, 2, 1.0, seed=0)
+        assert played.turns[0].observation == shown
+        assert capsys.readouterr().err == (said if prompt == "" else "")

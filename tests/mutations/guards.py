@@ -157,7 +157,7 @@ GUARDS = (
         "a run goes on from another model",
         "trainer:train",
         "check_started_from(folder, start.model)",
-        "raise AssertionError('it went on')",
+        "pass",
         "test_training.py::test_a_run_whose_model_has_changed_does_not_go_on",
     ),
     Mutation(
