@@ -116,32 +116,32 @@ def test_before_the_first_step_policy_and_reference_are_one(undisturbed: Path) -
     assert all(s.kl is not None and abs(s.kl) < 1e-3 for s in read_samples(undisturbed) if s.iteration == -1)
 
 
-def test_a_healthy_run_at_a_low_temperature_runs(ray_cluster: None, storage: Path) -> None:
-    """X-5: dividing the logits multiplies their rounding: the limit of temperature 1 would stop it."""
-    temperature = 0.001
+@pytest.fixture(scope="module")
+def cold(ray_cluster: None, storage: Path) -> Path:
+    """A run at a low temperature, whose reward is 0 for every text: none has the letter."""
     config = small_config(
         Path("tiny-stories"), storage, "cold", iterations=2, baseline_episodes=8,
-        rollout={"workers": 1, "groups_per_iteration": 2, "temperature": temperature},
+        reward={"name": "letter_count", "letter": "ẞ"},
+        rollout={"workers": 1, "groups_per_iteration": 2, "temperature": 0.001},
         learner={"ranks": 1, "zero_stage": 0}, optimizer={"name": "sgd", "lr": 1e-6},
     )  # fmt: skip
     train(config)
-    rows = read_metrics(storage / config.name)
+    return storage / "cold"
+
+
+def test_a_healthy_run_at_a_low_temperature_runs(cold: Path) -> None:
+    """X-5: dividing the logits multiplies their rounding: the limit of temperature 1 would stop it."""
+    rows = read_metrics(cold)
     assert [row["iteration"] for row in rows] == [0, 1]
-    assert all(row["learner/logprob_gap_max"] < 1e-4 / temperature for row in rows)
+    assert all(row["learner/logprob_gap_max"] < 1e-4 / 0.001 for row in rows)
+    assert any(row["learner/logprob_gap_max"] > 1e-4 for row in rows)
 
 
-def test_a_reward_that_is_the_same_for_every_text_is_told_after_the_first_iteration(
-    ray_cluster: None, tiny_model: Path, storage: Path
-) -> None:
-    """No text has the letter: scores of 0 in every group, whatever the KL, in the metric and in two alarms."""
-    config = small_config(
-        tiny_model, storage, "constant", iterations=1, baseline_episodes=0, reward={"name": "letter_count", "letter": "ẞ"},
-        rollout={"workers": 1}, learner={"ranks": 1, "zero_stage": 0},
-    )  # fmt: skip
-    train(config)
-    [row] = read_metrics(storage / "constant")
-    assert (row["objective/score_std"], row["objective/zero_variance_groups"]) == (0.0, 1.0)
-    alarms = read_alarms(storage / "constant")
+def test_a_reward_that_is_the_same_for_every_text_is_told_after_the_first_iteration(cold: Path) -> None:
+    """Scores of 0 in every group, whatever the KL, in the metric and in two alarms."""
+    first = read_metrics(cold)[0]
+    assert (first["objective/score_std"], first["objective/zero_variance_groups"]) == (0.0, 1.0)
+    alarms = read_alarms(cold)
     assert {alarm.rule for alarm in alarms if alarm.iteration == 0} >= {"score_saturation", "zero_variance_groups"}
 
 
