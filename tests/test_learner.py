@@ -34,12 +34,12 @@ from tests.learner_process import (
     run_ranks,
     step,
 )  # fmt: skip
+from tests.strangers_pickle import Runs
 
 WORLDS = (1, 2)
+
 each_stage = pytest.mark.parametrize("stage", STAGES)
 each_world = pytest.mark.parametrize("world", WORLDS)
-
-
 pytestmark = pytest.mark.usefixtures("own_environment")
 
 
@@ -183,16 +183,6 @@ def test_a_state_of_another_world_size_or_stage_is_refused(recorded: Any, folder
     learner.close()
 
 
-class Payload:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.path,))
-
-
 @pytest.mark.parametrize("fault", ["code", "damage", "missing"])
 def test_a_state_that_holds_code_or_is_damaged_is_refused(tmp_path: Path, tiny_model: Path, fault: str) -> None:
     """DeepSpeed's own loader runs whatever its pickles say."""
@@ -202,7 +192,7 @@ def test_a_state_that_holds_code_or_is_damaged_is_refused(tmp_path: Path, tiny_m
     learner.load_state(tmp_path / "state")
     (shard,) = (tmp_path / "state").rglob("*optim_states.pt")
     if fault == "code":
-        torch.save({"optimizer_state_dict": Payload(tmp_path / "ran")}, shard)
+        torch.save({"optimizer_state_dict": Runs(tmp_path / "ran")}, shard)
     elif fault == "damage":
         shard.write_bytes(shard.read_bytes()[:1000])
     else:

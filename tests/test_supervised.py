@@ -391,8 +391,8 @@ def test_a_validation_part_of_less_than_a_block_gets_a_larger_share(tmp_path: Pa
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_a_sound_one_is_taken(tmp_path: Path) -> None:
     """DeepSpeed's files are pickles: after a worker's restart too they are read by the list of what may be in them."""
-    script = Path(__file__).parent / "supervised_checkpoint.py"
-    ended = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=500)
+    command = [sys.executable, "-m", "tests.supervised_checkpoint", tmp_path]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
     assert "resumed to step 4" in ended.stdout
     assert "nothing in it was run" in ended.stdout

@@ -34,6 +34,7 @@ from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Weights
 from rayrlhf.value import build_value_network, write_value
 from rayrlhf.weights import checksum
+from tests.strangers_pickle import Runs
 
 SECRET = "the words of a file outside"
 VICTIM = "what was in the file before\n"
@@ -136,7 +137,7 @@ class Ground:
         )  # fmt: skip
 
     def pickle(self) -> bytes:
-        return pickle.dumps(Runs(str(self.ran)))
+        return pickle.dumps(Runs(self.ran))
 
     def model_code(self, model: Path) -> None:
         """Gives a model Python code of its own."""
@@ -208,16 +209,6 @@ class Ground:
         shutil.move(run, folder / "trials" / "000-seed0")
         shutil.copy(folder / "trials" / "000-seed0" / "config.yaml", folder / "configs" / "000-seed0.yaml")
         return folder
-
-
-class Runs:
-    """Pickled, it runs a function where it is read."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return exec, (f"open({self.place!r}, 'w').write('ran')",)
 
 
 @dataclass(frozen=True, slots=True)
