@@ -31,6 +31,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under nohup
 LONGEST_FILES = (
     "test_readme", "test_training", "test_supervised", "test_game_training", "test_worker", "test_sweep", "test_loop",
     "test_reward_model_training", "test_gwern_labels", "test_rating_browser", "test_learner", "test_ppo_learner",
+    "test_response_rules", "test_environment_pool", "test_start_up", "test_cluster", "test_coin_learning", "test_imitation",
 )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def shown(result: StepResult) -> tuple[Any, ...]:
 
 def test_faults_change_no_result_and_are_counted(tmp_path: Path) -> None:
     """Exit, hang or raise in one of 20 steps: 200 episodes, all there, as without faults; counts match the faults."""
-    kinds = [*["raise"] * 18, *["exit"] * 4, *["hang"] * 2]
+    kinds = [*["raise"] * 18, *["exit"] * 5, "hang"]
     batches = [range(start, start + 40) for start in range(0, 200, 40)]
     with ProcessEnvironments(settings("Corridor", keyed=False)) as sound:
         expected = [play(sound, seeds) for seeds in batches]

@@ -110,11 +110,13 @@ def test_kill_the_driver_and_resume_bit_for_bit(storage: Path, undisturbed: Path
 @pytest.mark.parametrize(
     "algorithm",
     [
-        {"name": "rloo", "turn_discount": 0.97, "minibatches": 2, "clip_range": 0.2},
+        pytest.param(  # test_coin_learning.py has it in one process
+            {"name": "rloo", "turn_discount": 0.97, "minibatches": 2, "clip_range": 0.2}, marks=pytest.mark.slow
+        ),
         {"name": "rejection_sampling", "train_prompt": True, "kl": {"coef": 0.1}},
         {"name": "ppo", "value": {"kind": "head", "head": "mlp"}},
     ],
-    ids=lambda algorithm: str(algorithm["name"]),
+    ids=["rloo", "rejection_sampling", "ppo"],
 )
 def test_every_algorithm_plays(storage: Path, ray_cluster: None, algorithm: dict[str, Any]) -> None:
     """TW-20, TW-17: each through the whole path; a growing transcript as the prompt; rewards by their names. Two ranks

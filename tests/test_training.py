@@ -264,6 +264,7 @@ def test_ctrl_c_saves_stops_and_leaves_nothing(tiny_model: Path, storage: Path) 
     assert (storage / f"stopped/checkpoints/{done:06d}/manifest.json").exists()
 
 
+@pytest.mark.slow  # test_wiring.py has it in one process, test_ppo_learner.py on two ranks
 def test_learner_and_sampler_must_agree(tiny_model: Path, storage: Path, ray_cluster: None) -> None:
     """X-5: a limit on the gap that no arithmetic can meet stops the run by name, before any weight has changed."""
     config = small_config(
