@@ -408,7 +408,7 @@ def _value_network(ground: Ground, run: Path) -> None:
 
 
 def _valued_run(ground: Ground) -> list[str]:
-    run = ground.run(f"reward=[game_score,{MODULE}:Reward]", _LONGER, recipe="textworld-coin")
+    run = ground.run(f"reward=[game_score,{MODULE}:Reward]", *_FEW, recipe="textworld-coin")
     _value_network(ground, run)
     return [str(run), "--games", "1"]
 
@@ -466,7 +466,7 @@ CODE = "names code that does not come with RayRLHF:(.|\\n)*  "
 MODEL_CODE = "it brings Python code of its own .* which was not run"
 _GAME = (f"environment.name={MODULE}:Game",)
 _REWARD = (f"reward={MODULE}:Reward",)
-_LONGER = "rollout.max_new_tokens=16"
+_FEW = ("rollout.max_new_tokens=16", "environment.level=1", "environment.games=1", "environment.held_out_games=1")
 _REMOTE = ("model.trust_remote_code=true",)
 
 
@@ -559,7 +559,7 @@ ATTACKS: tuple[Attack, ...] = (
         "play",
         "a model with code",
         MODEL_CODE,
-        _run("{run}", "--human", settings=_REMOTE, code="model_code", recipe="textworld-coin"),
+        _run("{run}", "--human", settings=(*_REMOTE, *_FEW), code="model_code", recipe="textworld-coin"),
         "stranger",
     ),
     Attack(
@@ -605,7 +605,7 @@ ATTACKS: tuple[Attack, ...] = (
         "evaluate",
         "a model with code",
         MODEL_CODE,
-        _run("{run}", "--games", "1", settings=(*_REMOTE, _LONGER), code="model_code", recipe="textworld-coin"),
+        _run("{run}", "--games", "1", settings=(*_REMOTE, *_FEW), code="model_code", recipe="textworld-coin"),
         "stranger",
     ),
     Attack(
