@@ -10,12 +10,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import signal
+import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+_STATE = tempfile.TemporaryDirectory(prefix="rayrlhf-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name  # what a person's own configs said is noted there, not in who runs the tests
 
 torch.set_num_threads(1)
 signal.signal(
@@ -26,6 +31,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under nohup
 LONGEST_FILES = (
     "test_readme", "test_training", "test_supervised", "test_game_training", "test_worker", "test_sweep", "test_loop",
     "test_reward_model_training", "test_gwern_labels", "test_rating_browser", "test_learner", "test_ppo_learner",
+    "test_response_rules", "test_environment_pool", "test_start_up", "test_cluster", "test_coin_learning", "test_imitation",
 )  # fmt: skip
 
 
@@ -105,10 +111,31 @@ def build_tiny_model(folder: Path, architecture: str = "llama", pad_is_eos: bool
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _games(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Text games are made once for all tests, in all processes that share the tests, whose children inherit the name."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYRLHF_CACHE", str(shared / "games"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 30,000 parameters with a pad token of its own."""
     return build_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="module")
+def own_environment() -> Iterator[None]:
+    """Lightning and DeepSpeed write ranks and ports into the environment; other tests must not inherit them."""
+    kept = dict(os.environ)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+    os.environ.clear()
+    os.environ.update(kept)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """One rank of a learner whose updates are poisoned one way after another; test_not_finite.py compares what this records.
 
-Two ranks: `python tests/finite_process.py FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds
+Two ranks: `python -m tests.finite_process FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds
 the model `llama`.
 """
 
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from learner_process import MARKER, STAGES, build, main, make_sequences
 from torch import Tensor
 
 from rayrlhf.algorithm_config import AdamWConfig, SeparateValueConfig, ValueConfig
@@ -27,6 +26,7 @@ from rayrlhf.errors import LearnerError
 from rayrlhf.learner import Learner
 from rayrlhf.losses import Objective, PolicyGradientLoss, ValueObjective
 from rayrlhf.types import TrainingBatch, TrainingSequence
+from tests.learner_process import MARKER, STAGES, build, main, make_sequences
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,6 @@ def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
 
 
 if __name__ == "__main__":
-    import finite_process  # so that what is pickled has a module of that name, not __main__
+    from tests import finite_process  # so that what is pickled has a module of that name, not __main__
 
     main(finite_process.run)

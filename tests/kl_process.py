@@ -1,6 +1,6 @@
 """One rank of a learner with a KL loss; test_kl_learner.py compares what this records.
 
-Two ranks: `python tests/kl_process.py FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds the
+Two ranks: `python -m tests.kl_process FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds the
 models `llama` and `gpt2`.
 """
 
@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from learner_process import arrays_of, build, main
-from ppo_process import OBJECTIVE, ppo_sequences
-
 from rayrlhf.algorithm_config import HeadValueConfig, SeparateValueConfig, SGDConfig, ValueConfig
 from rayrlhf.kl_estimators import KLLoss
 from rayrlhf.losses import Objective
 from rayrlhf.types import TrainingBatch
+from tests.learner_process import arrays_of, build, main
+from tests.ppo_process import OBJECTIVE, ppo_sequences
 
 KL_COEF = 3.0
 LATER = 20  # iteration of the update that is looked at: by then the learning rate has risen to 1

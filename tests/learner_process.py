@@ -1,6 +1,6 @@
 """One rank of a learner and of the bare PyTorch loop it is held against; test_learner.py compares what this records.
 
-Two ranks: `python tests/learner_process.py FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds
+Two ranks: `python -m tests.learner_process FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds
 the models `llama` and `gpt2`.
 """
 
@@ -296,15 +296,16 @@ def main(record: Callable[[Path, int, int], dict[Any, Any]]) -> None:
     (folder / f"rank-{rank}.pickle").write_bytes(pickle.dumps(record(folder, rank, world)))
 
 
-def run_ranks(program: Path, folder: Path, record: Callable[[Path, int, int], dict[Any, Any]]) -> Recordings:
-    """World size -> what each rank recorded: one rank here, two in processes of their own."""
+def run_ranks(folder: Path, record: Callable[[Path, int, int], dict[Any, Any]]) -> Recordings:
+    """World size -> what each rank recorded: one rank here, two in processes of their own, which run its module."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, str(program), str(folder)]
+    command = [sys.executable, "-m", record.__module__, str(folder)]
+    root = Path(__file__).parents[1]
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([*command, str(rank), "2"], env=environment, **pipes) for rank in range(2)]
+    processes = [subprocess.Popen([*command, str(rank), "2"], cwd=root, env=environment, **pipes) for rank in range(2)]
     try:
         results = {1: [record(folder, 0, 1)]}
         errors = [process.communicate(timeout=200)[1] for process in processes]
@@ -318,6 +319,6 @@ def run_ranks(program: Path, folder: Path, record: Callable[[Path, int, int], di
 
 
 if __name__ == "__main__":
-    import learner_process  # so that what is pickled has a module of that name, not __main__
+    from tests import learner_process  # so that what is pickled has a module of that name, not __main__
 
     main(learner_process.run)

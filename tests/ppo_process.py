@@ -1,6 +1,6 @@
 """One rank of a learner that does PPO with a value network; test_ppo_learner.py compares what this records.
 
-Two ranks: `python tests/ppo_process.py FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds the
+Two ranks: `python -m tests.ppo_process FOLDER RANK WORLD` each, with MASTER_ADDR and MASTER_PORT set. FOLDER holds the
 policy `llama`, the reward model `reward` and another language model `other`.
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learner_process import LOSSES, MARKER, STAGES, ExplodingLoss, arrays_of, build, main
 
 from rayrlhf.algorithm_config import AdamWConfig, HeadValueConfig, SeparateValueConfig, SGDConfig, ValueConfig
 from rayrlhf.errors import LearnerError
@@ -24,6 +23,7 @@ from rayrlhf.learner import Learner
 from rayrlhf.losses import Objective, ValueObjective
 from rayrlhf.types import AllowedTokens, Minibatch, TrainingBatch, TrainingSequence, ValueQuery
 from rayrlhf.weights import checksum, to_array
+from tests.learner_process import LOSSES, MARKER, STAGES, ExplodingLoss, arrays_of, build, main
 
 OBJECTIVE = Objective(LOSSES["clipped"], entropy_coef=0.05, value=ValueObjective(clip_range=0.1, coef=0.5))
 EXPLODING = replace(OBJECTIVE, policy=ExplodingLoss(importance_cap=None))

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from rayrlhf.errors import LearnerError  # noqa: E402
 from rayrlhf.supervised import SupervisedModule, SupervisedSettings, fit_from  # noqa: E402
+from tests.strangers_pickle import Runs  # noqa: E402
 
 FOLDER = Path(sys.argv[1])
 CHECKPOINT = FOLDER / "lightning.ckpt"
@@ -43,11 +44,6 @@ class Module(SupervisedModule):
         self.trainer.save_checkpoint(CHECKPOINT)
 
 
-class Runs:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return exec, (f"open({str(FOLDER / 'ran')!r}, 'w').write('ran')",)
-
-
 def trainer(epochs: int) -> pl.Trainer:
     return pl.Trainer(
         accelerator="cpu", devices=1, max_epochs=epochs, plugins=[LightningEnvironment()], logger=False,
@@ -66,7 +62,7 @@ resumed = trainer(2)
 fit_from(resumed, module(), CHECKPOINT)
 print(f"resumed to step {resumed.global_step}")
 for file in CHECKPOINT.rglob("*.pt"):
-    torch.save({"x": Runs()}, file)
+    torch.save({"x": Runs(FOLDER / "ran")}, file)
 try:
     fit_from(trainer(3), module(), CHECKPOINT)
 except LearnerError as error:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
-from test_constrained import counted_tokens, next_logits, sharp_model
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rayrlhf.actions import AutoActor, ConstrainedActor, FreeActor, RankActor, make_actor
@@ -21,6 +20,7 @@ from rayrlhf.sampling.stopping import clean_action, ends_sentence
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.types import GameState, Situation
 from tests.rounding import FORWARD, rounding
+from tests.test_constrained import counted_tokens, next_logits, sharp_model
 
 COMMANDS = ("go", "go east", "go east again", "take cat", "take cat from mat", "look")
 TEXTS = ("Once upon a time", "Tim took the tall tree to town, and", "A brave bear", "a small cat sat")

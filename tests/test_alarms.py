@@ -11,10 +11,13 @@ import pytest
 from rayrlhf.alarms import AlarmLog, read_alarms
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
-from rayrlhf.detector import Alarm
+from rayrlhf.detector import Alarm, Detector
 from rayrlhf.dumps import KeptBatch, episode_arrays, read_dump, write_dump
-from rayrlhf.errors import CheckpointError
+from rayrlhf.errors import CheckpointError, NotFiniteError
+from rayrlhf.guard import Guard
+from rayrlhf.progress import Progress
 from rayrlhf.run_folder import RunFolder
+from rayrlhf.run_parts import logprob_gap
 from rayrlhf.types import EpisodeScore, EpisodeSpec, Trajectory, Turn, Weights
 
 
@@ -34,6 +37,20 @@ def test_a_resumed_run_forgets_only_what_it_finds_again(tmp_path: Path) -> None:
         assert [(a.iteration, a.attempt) for a in read_alarms(tmp_path / "r")] == [(2, 0), (8, 0), (5, 1)]
         log.truncate(4, 0)  # killed between the alarm and the rollback's own checkpoint: all of it comes again
         assert [(a.iteration, a.attempt) for a in read_alarms(tmp_path / "r")] == [(2, 0)]
+
+
+def test_numbers_that_end_a_run_before_its_first_iteration_are_an_alarm_of_the_first(tmp_path: Path) -> None:
+    """No alarm has an iteration below 0, and no batch is named where there is none."""
+    config, said = RunConfig(name="r", storage_path=str(tmp_path)), "the untrained model's episodes: kl is nan."
+    with RunFolder.create(config, dump_config(config)) as folder, Progress(1) as progress:
+        gap = logprob_gap(config)
+        guard = Guard(config.detector, Detector(config.detector, gap), AlarmLog(folder), progress)
+        assert guard.not_finite(NotFiniteError(said), done=0, attempt=0) == said
+        assert guard.not_finite(NotFiniteError(said), done=5, attempt=0) == said
+    assert [(alarm.iteration, alarm.rule) for alarm in read_alarms(tmp_path / "r")] == [
+        (0, "not_finite"),
+        (4, "not_finite"),
+    ]
 
 
 def batch() -> KeptBatch:

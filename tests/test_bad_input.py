@@ -88,7 +88,7 @@ def no_numbers(model: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_numbers, r"weights of model\.layers\.0\.mlp\.up_proj\.weight are no finite numbers"),
+        (no_numbers, r"32 of the 2048 weights of model\.layers\.0\.mlp\.up_proj\.weight are no finite numbers"),
         (cut_weights, "does not load"),
         (no_eos, "no end-of-sequence token"),
         (too_few_embeddings, "its embedding only 200"),

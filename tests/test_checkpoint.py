@@ -12,9 +12,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from rayrlhf.checkpoint import Checkpoint, CheckpointStore, newest_model, read_manifest, verify, whole_checkpoints
-from rayrlhf.errors import CheckpointError
+from rayrlhf.errors import CheckpointError, StorageError
+from rayrlhf.files import saving
+from tests.faults.disks import disk, why_no_disk
 
 
 def save(store: CheckpointStore, iteration: int, content: str = "") -> None:
@@ -228,6 +231,16 @@ def test_a_renamed_checkpoint_says_so(tmp_path: Path) -> None:
         store.latest()
 
 
+def test_pytorchs_own_error_on_a_full_disk_names_the_disk(tmp_path: Path) -> None:
+    if reason := why_no_disk(tmp_path):
+        pytest.skip(reason)
+    with disk(tmp_path / "small", 1 << 16) as folder:
+        with pytest.raises(RuntimeError), saving(tmp_path):  # where there is room it stays what it is
+            torch.save(torch.zeros(100_000), folder / "state.pt")
+        with pytest.raises(StorageError, match=r"small/state\.pt could not be written: No space left"), saving(folder):
+            torch.save(torch.zeros(100_000), folder / "state.pt")
+
+
 def test_a_full_disk_is_a_message_and_costs_nothing(tmp_path: Path) -> None:
     """ENOSPC is brought about with a size limit of the process, in a child."""
     script = """
@@ -259,7 +272,7 @@ KILLED_AT_EVERY_STEP = """
 # A forked child saves a checkpoint and dies, without any clean-up, just before its n-th operation on files; n rises.
 import os, pathlib, shutil, sys, warnings
 sys.path.insert(0, sys.argv[2])
-from test_checkpoint import save
+from tests.test_checkpoint import save
 from rayrlhf.checkpoint import CheckpointStore, newest_model, verify, whole_checkpoints
 
 warnings.simplefilter("error")
@@ -307,7 +320,7 @@ def test_killed_at_every_operation_a_usable_checkpoint_stays(
     tmp_path: Path, before: tuple[int, ...], saved: int, keep: int
 ) -> None:
     """DESIGN: the previous one goes only after the new one is whole, whichever operation is the process's last."""
-    arguments = [str(tmp_path), str(Path(__file__).parent), repr(before), str(saved), str(keep)]
+    arguments = [str(tmp_path), str(Path(__file__).parents[1]), repr(before), str(saved), str(keep)]
     done = subprocess.run([sys.executable, "-c", KILLED_AT_EVERY_STEP, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 15  # deaths: as many as there are operations

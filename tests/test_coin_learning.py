@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -76,12 +77,9 @@ class Learning:
 
 
 @pytest.fixture(scope="module")
-def games(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environments]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYRLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        opened = open_environments(environment_settings(CONFIG)["train"])
+def games() -> Iterator[Environments]:
+    with closing(open_environments(environment_settings(CONFIG)["train"])) as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from detector_runs import GAP, NATS, read_runs
 
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
@@ -16,6 +15,7 @@ from rayrlhf.divergence import DIVERSITY, LOGPROB_GAP, RULES, SIGNALS, History, 
 from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.report import write_report
 from rayrlhf.run_folder import RunFolder
+from tests.detector_runs import GAP, NATS, read_runs
 
 HEALTHY = {
     "objective/kl_per_token": 0.1, "objective/score": 3.0, "objective/score_std": 2.0,

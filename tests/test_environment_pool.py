@@ -28,6 +28,8 @@ from rayrlhf.errors import EpisodeError
 from rayrlhf.interfaces import Environments
 from rayrlhf.types import GameState, StepResult
 
+TIMEOUT_S = {"exit": 30.0, "raise": 30.0, "hang": 2.0}
+"""What a step gets: no step that is merely slow, on a machine that is busy, is to be taken for one that hangs."""
 WORDS = ("east", "west", "east", "east", "é\U0001f600", "\udc80\ud800", "", "\x00\\", "east")
 
 
@@ -81,11 +83,11 @@ def shown(result: StepResult) -> tuple[Any, ...]:
 
 def test_faults_change_no_result_and_are_counted(tmp_path: Path) -> None:
     """Exit, hang or raise in one of 20 steps: 200 episodes, all there, as without faults; counts match the faults."""
-    kinds = [*["raise"] * 18, *["exit"] * 4, *["hang"] * 2]
+    kinds = [*["raise"] * 18, *["exit"] * 5, "hang"]
     batches = [range(start, start + 40) for start in range(0, 200, 40)]
     with ProcessEnvironments(settings("Corridor", keyed=False)) as sound:
         expected = [play(sound, seeds) for seeds in batches]
-    faulty = settings("Faulty", step_timeout_s=1.0, processes=2, folder=str(tmp_path), kinds=kinds)
+    faulty = settings("Faulty", step_timeout_s=TIMEOUT_S["hang"], processes=2, folder=str(tmp_path), kinds=kinds)
     with ProcessEnvironments(faulty) as environments:
         got = [play(environments, seeds) for seeds in batches]
         counted = counts(environments)
@@ -117,12 +119,12 @@ def test_faults_and_memory_together(tmp_path: Path) -> None:
     ("kind", "cause"),
     [
         ("exit", r"it ended its process: exit code 3\."),
-        ("hang", r"it took longer than 0\.3 s \(at tests/faulty_games\.py:\d+\) and was stopped\."),
+        ("hang", r"it took longer than 2 s \(at tests/faulty_games\.py:\d+\) and was stopped\."),
         ("raise", r"it raised RuntimeError: the dragon ate the game \(at tests/faulty_games\.py:\d+\)"),
     ],
 )
 def test_what_fails_at_every_try_ends_with_its_cause(kind: str, cause: str) -> None:
-    with ProcessEnvironments(settings("AlwaysFails", 0.3, 2, kind=kind)) as environments:
+    with ProcessEnvironments(settings("AlwaysFails", TIMEOUT_S[kind], 2, kind=kind)) as environments:
         environments.reset([5, 6])
         environments.step({1: "x"})
         asked = r"environment `tests\.faulty_games:AlwaysFails`, seed 6, step 2, action '\\ud800' "
@@ -186,7 +188,7 @@ def test_faults_at_random_lose_no_batch_and_no_step(kind: str, length: int, tmp_
     walk = {"folder": str(tmp_path), "length": length}
     with ProcessEnvironments(settings("AtTimes", kind="never", **walk)) as sound:
         expected = walks(sound, range(8))
-    with ProcessEnvironments(settings("AtTimes", 1.0, kind=kind, **walk)) as environments:
+    with ProcessEnvironments(settings("AtTimes", TIMEOUT_S[kind], kind=kind, **walk)) as environments:
         assert walks(environments, range(8)) == expected
         assert counts(environments)[f"retries_{kind}"] == len(list(tmp_path.glob(f"*.{kind}"))) > 0
 

@@ -42,16 +42,8 @@ from tests.game_episodes import episode, turn
 GAMES = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def game_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The games of these tests are made once, in a folder of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYRLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
-def coin_games(game_cache: None) -> Iterator[Environments]:
+def coin_games() -> Iterator[Environments]:
     """The held-out games of the run that `make_run` makes."""
     environments = open_environments(
         EnvironmentSettings("textworld", {"level": 2, "held_out_games": GAMES}, split="held_out")

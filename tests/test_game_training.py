@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from rayrlhf.errors import ConfigError
 from rayrlhf.metrics import comparable, read_metrics, read_samples
 from rayrlhf.trainer import train
 from tests.test_training import driver, wait_for_iteration
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Games are made once for this file; worker processes inherit the folder's name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYRLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +110,13 @@ def test_kill_the_driver_and_resume_bit_for_bit(storage: Path, undisturbed: Path
 @pytest.mark.parametrize(
     "algorithm",
     [
-        {"name": "rloo", "turn_discount": 0.97, "minibatches": 2, "clip_range": 0.2},
+        pytest.param(  # test_coin_learning.py has it in one process
+            {"name": "rloo", "turn_discount": 0.97, "minibatches": 2, "clip_range": 0.2}, marks=pytest.mark.slow
+        ),
         {"name": "rejection_sampling", "train_prompt": True, "kl": {"coef": 0.1}},
         {"name": "ppo", "value": {"kind": "head", "head": "mlp"}},
     ],
-    ids=lambda algorithm: str(algorithm["name"]),
+    ids=["rloo", "rejection_sampling", "ppo"],
 )
 def test_every_algorithm_plays(storage: Path, ray_cluster: None, algorithm: dict[str, Any]) -> None:
     """TW-20, TW-17: each through the whole path; a growing transcript as the prompt; rewards by their names. Two ranks

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from label_files import gpt2_like
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
@@ -17,6 +16,7 @@ from rayrlhf.reward_models.folder import load_reward_network
 from rayrlhf.reward_models.network import score_sequences
 from rayrlhf.reward_models.sidecar import read_sidecar
 from rayrlhf.types import IntArray
+from tests.label_files import gpt2_like
 
 LABELS = Path(__file__).parent / "data" / "labels" / "gwern.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +24,7 @@ from rayrlhf.walkthroughs import Demonstration, walkthroughs
 from rayrlhf.worker_death import Died
 from tests.test_game_training import game_config
 
-SETTINGS = ImitationSettings(games=6, epochs=12, turns_per_step=4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYRLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+SETTINGS = ImitationSettings(games=3, epochs=12, turns_per_step=4)
 
 
 def test_a_policy_learns_the_known_solutions(tmp_path: Path, ray_cluster: None) -> None:
@@ -43,11 +35,11 @@ def test_a_policy_learns_the_known_solutions(tmp_path: Path, ray_cluster: None) 
     tokenizer, policy = load_tokenizer(model), load_policy(model)
     player = Player(policy, tokenizer, context_length(model), config.agent, (), SamplingSettings(16), 6)
     games = open_environments(environment_settings(config)["train"])
-    [specs] = deal_specs(0, 0, groups=6, group_size=1, groups_per_batch=6, greedy=True)
+    [specs] = deal_specs(0, 0, groups=3, group_size=1, groups_per_batch=3, greedy=True)
     played = player.play(specs, games, 0)
-    shown = walkthroughs(games, player.prompter, 6)
+    shown = walkthroughs(games, player.prompter, 3)
     games.close()
-    assert [trajectory.turns[-1].after.won for trajectory in played] == [True] * 6
+    assert [trajectory.turns[-1].after.won for trajectory in played] == [True] * 3
     sequences = training_sequences(policy, shown, 1.0)
     loss = -sum(float((s.weights * s.advantages * s.behaviour_logprobs).sum()) for s in sequences)
     assert loss < 0.3  # nats a choice; a random model has about ln 4

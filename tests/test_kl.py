@@ -11,21 +11,6 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from kl_chain import (
-    ALL,
-    bare,
-    draw,
-    expected_loss,
-    gradient,
-    prefixes,
-    probabilities,
-    random_chain,
-    reach,
-    reward_gradient,
-    row_gradient,
-    row_kl,
-    token_logprobs,
-)
 from torch import Tensor
 
 from rayrlhf import kl_estimators
@@ -42,6 +27,21 @@ from rayrlhf.micro_batches import collate
 from rayrlhf.packed_sequences import Limits, pack_sequences
 from rayrlhf.types import Minibatch, TrainingSequence
 from tests.game_episodes import episode, score_of, turn
+from tests.kl_chain import (
+    ALL,
+    bare,
+    draw,
+    expected_loss,
+    gradient,
+    prefixes,
+    probabilities,
+    random_chain,
+    reach,
+    reward_gradient,
+    row_gradient,
+    row_kl,
+    token_logprobs,
+)
 from tests.rounding import rounding
 
 ESTIMATORS: tuple[KLEstimator, ...] = get_args(KLEstimator)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
-from kl_process import CASES, KL_COEF, Case, run
-from learner_process import Recordings, load_policy_plain, make_sequences, run_ranks
-from ppo_process import ppo_sequences
 from torch import Tensor
 
 from rayrlhf.algorithm_config import AdamWConfig, RLOOConfig
@@ -31,21 +25,15 @@ from rayrlhf.rollout import deal_specs
 from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import EpisodeScore, TrainingBatch, TrainingSequence
 from rayrlhf.worker import RolloutWorker, WorkerSettings
+from tests.kl_process import CASES, KL_COEF, Case, run
+from tests.learner_process import Recordings, load_policy_plain, make_sequences, run_ranks
+from tests.ppo_process import ppo_sequences
 from tests.rounding import FORWARD, rounding
 
-PROGRAM = Path(__file__).with_name("kl_process.py")
 each_world = pytest.mark.parametrize("world", [1, 2])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _environment() -> Iterator[None]:
-    """Lightning and DeepSpeed write ranks and ports into the environment; other tests must not inherit them."""
-    kept = dict(os.environ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-    os.environ.clear()
-    os.environ.update(kept)
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(folder: Path) -> Recordings:
-    return run_ranks(PROGRAM, folder, run)
+    return run_ranks(folder, run)
 
 
 # The reference: one sequence at a time, one token at a time, float64, nothing padded, the formulas written out again.

@@ -29,6 +29,24 @@ def tracked_files() -> list[Path]:
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
+def test_the_tests_say_last_what_was_not_run_and_what_would_run_it(tmp_path: Path) -> None:
+    file = tmp_path / "test_some.py"
+    file.write_text(
+        "import pytest\nneeds = pytest.mark.skipif(True, reason='no `tool`; `apt install tool` has it run')\n"
+        "@needs\ndef test_one(): ...\n@needs\ndef test_two(): ...\ndef test_three(): ...\n"
+    )
+    options = ["-m", "not slow and not faults", "-p", "tests.conftest", "-p", "no:cacheprovider", "-n", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "--rootdir", str(tmp_path), str(file)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, _, told = done.stdout.partition("= not run =")
+    assert "2 skipped: no `tool`; `apt install tool` has it run" in told
+    assert "those marked `slow`: `make test-slow` runs them" in told
+    assert "those marked `faults`: `make test-faults` runs them" in told
+
+
 @pytest.mark.parametrize("name", PLUGIN_FOLDERS)
 def test_plugin_packages_are_the_top_folders(name: str) -> None:
     link = ROOT / "rayrlhf" / name

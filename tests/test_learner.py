@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
-from learner_process import (
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rayrlhf.algorithm_config import AdamWConfig, SGDConfig
+from rayrlhf.config import LearnerConfig, ModelConfig
+from rayrlhf.errors import CheckpointError, LearnerError
+from rayrlhf.learner import Learner, learning_rate
+from rayrlhf.learner_state import load_random_state, restore_random_state, save_random_state
+from rayrlhf.losses import Objective, PolicyGradientLoss, PolicyLoss
+from rayrlhf.policy import load_policy, score_tokens
+from rayrlhf.types import TrainingSequence
+from rayrlhf.weights import checksum, load_into, verify
+from tests.learner_process import (
     CASES,
     GRADIENTS,
     LOSSES,
@@ -27,33 +35,13 @@ from learner_process import (
     run_ranks,
     step,
 )  # fmt: skip
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from rayrlhf.algorithm_config import AdamWConfig, SGDConfig
-from rayrlhf.config import LearnerConfig, ModelConfig
-from rayrlhf.errors import CheckpointError, LearnerError
-from rayrlhf.learner import Learner, learning_rate
-from rayrlhf.learner_state import load_random_state, restore_random_state, save_random_state
-from rayrlhf.losses import Objective, PolicyGradientLoss, PolicyLoss
-from rayrlhf.policy import load_policy, score_tokens
-from rayrlhf.types import TrainingSequence
-from rayrlhf.weights import checksum, load_into, verify
+from tests.strangers_pickle import Runs
 
 WORLDS = (1, 2)
-PROGRAM = Path(__file__).with_name("learner_process.py")
+
 each_stage = pytest.mark.parametrize("stage", STAGES)
 each_world = pytest.mark.parametrize("world", WORLDS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _environment() -> Iterator[None]:
-    """Lightning and DeepSpeed write ranks and ports into the environment; other tests must not inherit them."""
-    kept = dict(os.environ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-    os.environ.clear()
-    os.environ.update(kept)
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +59,7 @@ def tiny_model(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(folder: Path) -> Recordings:
-    return run_ranks(PROGRAM, folder, run)
+    return run_ranks(folder, run)
 
 
 @each_stage
@@ -204,16 +192,6 @@ def test_a_state_of_a_cpu_is_taken_up_on_a_gpu(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), drawn)
 
 
-class Payload:
-    """Unpickling it makes a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.path,))
-
-
 @pytest.mark.parametrize("fault", ["code", "damage", "missing"])
 def test_a_state_that_holds_code_or_is_damaged_is_refused(tmp_path: Path, tiny_model: Path, fault: str) -> None:
     """DeepSpeed's own loader runs whatever its pickles say."""
@@ -223,7 +201,7 @@ def test_a_state_that_holds_code_or_is_damaged_is_refused(tmp_path: Path, tiny_m
     learner.load_state(tmp_path / "state")
     (shard,) = (tmp_path / "state").rglob("*optim_states.pt")
     if fault == "code":
-        torch.save({"optimizer_state_dict": Payload(tmp_path / "ran")}, shard)
+        torch.save({"optimizer_state_dict": Runs(tmp_path / "ran")}, shard)
     elif fault == "damage":
         shard.write_bytes(shard.read_bytes()[:1000])
     else:

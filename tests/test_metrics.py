@@ -85,6 +85,9 @@ def test_nan_never_enters_and_the_metric_is_named(folder: RunFolder, bad: float)
             log.record_samples([sample(7), sample(7, index=3, kl=bad)])
         with pytest.raises(LearnerError, match="spelling of episode 0"):
             log.record_samples([sample(7, parts={"spelling": bad})])
+        before_any = r"^the untrained model's episodes: kl of episode 0 is .*--resume, where there is a checkpoint"
+        with pytest.raises(LearnerError, match=before_any):
+            log.record_samples([sample(-1, kl=bad)])
     assert read_metrics(folder.path) == []
     assert read_samples(folder.path) == []
 

@@ -123,7 +123,7 @@ def test_each_steps_mean_gradient_over_all_cuts_is_the_whole_batchs(
     for step in steps_of_all_cuts(trajectories, config, SIZES[minibatches]):
         mean = mean_gradient(step, objective)
         for name, gradient in expected.items():
-            assert gradient.abs().max() > 1e-3 or (name, algorithm) != ("value", "ppo")
+            assert gradient.abs().max() > 1e-3 or (name, algorithm) in {("value", "rloo"), ("value", "grpo")}
             torch.testing.assert_close(mean[name], gradient, atol=1e-6, rtol=1e-6)
 
 

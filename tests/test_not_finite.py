@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from conftest import build_tiny_model
-from finite_process import run
-from learner_process import STAGES, Recordings, run_ranks
+
+from tests.finite_process import run
+from tests.learner_process import STAGES, Recordings, run_ranks
 
 BATCH = ("log-probability nan", "log-probability inf", "reward nan", "reward inf", "loss nan", "loss inf")
 CASES = (  # ranks, which learner, fault
@@ -20,22 +16,14 @@ CASES = (  # ranks, which learner, fault
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _environment() -> Iterator[None]:
-    """Lightning and DeepSpeed write ranks and ports into the environment; other tests must not inherit them."""
-    kept = dict(os.environ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-    os.environ.clear()
-    os.environ.update(kept)
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
     folder = tmp_path_factory.mktemp("finite")
     build_tiny_model(folder / "llama")
-    return run_ranks(Path(__file__).with_name("finite_process.py"), folder, run)
+    return run_ranks(folder, run)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -72,13 +72,6 @@ AGENT = AgentConfig(prompt="actions", memory_turns=2)
 TEMPERATURE = 0.7
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYRLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, games: Environments) -> Path:
     """The folder of a run with one checkpoint: a random policy, and a value network whose V is not 0."""
@@ -117,7 +110,7 @@ def setting(run: Path) -> Setting:
 
 
 @pytest.fixture(scope="module")
-def games(_cache: None) -> Iterator[Environments]:
+def games() -> Iterator[Environments]:
     with closing(open_environments(GAMES)) as environments:
         yield environments
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_model
-from learner_process import STAGES, Recordings, arrays_of, load_policy_plain, run_ranks
-from ppo_process import (
-    COUNT,
-    MINIBATCHES,
-    OBJECTIVE,
-    ppo_learner,
-    ppo_sequences,
-    queries,
-    run,
-    value_arrays,
-    value_configs,
-)
-from test_value import build_reward_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -37,23 +22,27 @@ from rayrlhf.losses import ClippedLoss, Objective, ValueObjective
 from rayrlhf.types import Minibatch, TrainingBatch, TrainingSequence, ValueQuery
 from rayrlhf.value import load_value, query_values
 from rayrlhf.weights import checksum
+from tests.learner_process import STAGES, Recordings, arrays_of, load_policy_plain, run_ranks
+from tests.ppo_process import (
+    COUNT,
+    MINIBATCHES,
+    OBJECTIVE,
+    ppo_learner,
+    ppo_sequences,
+    queries,
+    run,
+    value_arrays,
+    value_configs,
+)
 from tests.rounding import FORWARD, rounding
+from tests.test_value import build_reward_model
 
 WORLDS = (1, 2)
-PROGRAM = Path(__file__).with_name("ppo_process.py")
 each_stage = pytest.mark.parametrize("stage", STAGES)
 each_world = pytest.mark.parametrize("world", WORLDS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _environment() -> Iterator[None]:
-    """Lightning and DeepSpeed write ranks and ports into the environment; other tests must not inherit them."""
-    kept = dict(os.environ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-    os.environ.clear()
-    os.environ.update(kept)
+pytestmark = pytest.mark.usefixtures("own_environment")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(folder: Path) -> Recordings:
-    return run_ranks(PROGRAM, folder, run)
+    return run_ranks(folder, run)
 
 
 # The reference: one sequence at a time, one token at a time, float64, nothing padded, the formulas written out again.

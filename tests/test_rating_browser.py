@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import FastAPI
-from rating_parts import session_of, store_of, xss_payloads
 
 from rayrlhf.preferences.page import create_app, listen, new_token, serve
 from rayrlhf.preferences.presenters import load_presenter
@@ -20,6 +19,7 @@ from rayrlhf.preferences.rating_session import RatingSession
 from rayrlhf.preferences.records import Item
 from rayrlhf.preferences.store import RatingStore
 from rayrlhf.reading import printable
+from tests.rating_parts import session_of, store_of, xss_payloads
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, FloatRect, Page, Request

@@ -32,7 +32,7 @@ console.log(buttons.filter((button) => button.clicked).map((button) => button.da
 """
 
 
-@pytest.mark.skipif(NODE is None, reason="there is no node")
+@pytest.mark.skipif(NODE is None, reason="no `node` is on the PATH; with one, as by `apt install nodejs`, it is run")
 @pytest.mark.parametrize(
     ("key", "code", "pressed"),
     [

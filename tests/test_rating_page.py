@@ -15,7 +15,6 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from rating_parts import Skeleton, session_of, store_of, xss_payloads
 from starlette.types import Message, Receive
 
 from rayrlhf.errors import PreferenceError
@@ -28,6 +27,7 @@ from rayrlhf.preferences.rating_session import RatingSession, rater_name
 from rayrlhf.preferences.records import Comparison, Item, Skip
 from rayrlhf.preferences.store import RatingStore
 from rayrlhf.reading import printable
+from tests.rating_parts import Skeleton, session_of, store_of, xss_payloads
 
 TOKEN = new_token()
 PORT = 8123

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rating_parts import RANDOM_PAIRS, Clock, session_of, store_of
 
 from rayrlhf.intervals import wilson
 from rayrlhf.preferences.check_config import ChecksConfig
@@ -17,6 +16,7 @@ from rayrlhf.preferences.rating_session import RatingSession, Ticket, Verdict, i
 from rayrlhf.preferences.records import Best, Comparison
 from rayrlhf.preferences.self_agreement import self_agreement
 from rayrlhf.preferences.store import RatingStore
+from tests.rating_parts import RANDOM_PAIRS, Clock, session_of, store_of
 
 BAD = ChecksConfig(blacklist=("bad",))
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from rating_parts import session_of, store_of
 from rich.console import Console
 
 from rayrlhf.preferences.check_config import ChecksConfig
@@ -25,6 +24,7 @@ from rayrlhf.preferences.rating_terminal import TerminalRating, summary
 from rayrlhf.preferences.records import Item
 from rayrlhf.preferences.store import RatingStore
 from rayrlhf.preferences.terminal_keys import LineKeys
+from tests.rating_parts import session_of, store_of
 
 COUNTDOWN = r"\r +\d+ s "  # it waits for a key; those pressed before are thrown away
 COMMAND = (sys.executable, "-m", "rayrlhf", "rate", "--terminal", "--rater", "Ann", "--seed", "1")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayrlhf.algorithm_config import PPOConfig, ReinforceConfig, RejectionSamplingConfig, RLOOConfig
+from rayrlhf.algorithm_config import AlgorithmConfig, PPOConfig, ReinforceConfig, RejectionSamplingConfig, RLOOConfig
 from rayrlhf.algorithms import build_algorithm
+from rayrlhf.algorithms.ppo import decision_steps, step_rewards
 from rayrlhf.algorithms.rejection_sampling import RejectionSampling, choose_best
 from rayrlhf.errors import LearnerError
 from rayrlhf.kl_config import KLPenaltyConfig
@@ -56,16 +57,29 @@ def test_a_fraction_is_the_decimal_that_was_written(turns: int, share: float, ke
     assert len(kept_prompts(RejectionSamplingConfig(kl=NO_KL, keep_fraction=share), episodes)) == kept
 
 
-def test_a_score_for_every_turn_or_an_error() -> None:
+@pytest.mark.parametrize(
+    "config", [RejectionSamplingConfig(), PPOConfig(), RLOOConfig(), ReinforceConfig()], ids=lambda config: config.name
+)
+def test_a_score_for_every_turn_or_an_error(config: AlgorithmConfig) -> None:
     """Scores of another length than the episode's turns, or of fewer episodes, are no scores of these."""
-    episodes = three_episodes()
+    episodes, algorithm = three_episodes(), build_algorithm(config)
     scores = [score_of(t) for t in episodes]
-    algorithms = (RejectionSamplingConfig(), PPOConfig(), RLOOConfig(), ReinforceConfig())
-    for algorithm in (build_algorithm(config) for config in algorithms):
-        with pytest.raises(ValueError, match=r"shorter|scores for 2 turns of episode 0|answers"):
-            algorithm.prepare(episodes, [score_of(episodes[1]), *scores[1:]], [], 0)
-        with pytest.raises(ValueError, match=r"shorter|answers"):
-            algorithm.prepare(episodes, scores[:2], [], 0)
+    values = [np.zeros(len(query.input_ids), np.float32) for query in algorithm.value_queries(episodes)]
+    with pytest.raises(ValueError, match=r"shorter|scores for 2 turns of episode 0"):
+        algorithm.prepare(episodes, [score_of(episodes[1]), *scores[1:]], values, 0)
+    with pytest.raises(ValueError, match="shorter"):
+        algorithm.prepare(episodes, scores[:2], values, 0)
+
+
+def test_the_rewards_of_steps_and_the_turns_to_choose_from_need_a_score_each() -> None:
+    """Neither leaves it to what reads the scores later."""
+    episodes = three_episodes()
+    one_turn, kl = score_of(episodes[1]), KLPenaltyConfig()
+    with pytest.raises(ValueError, match="shorter"):
+        step_rewards(episodes[0], one_turn, decision_steps(episodes[0]), kl, 0.0)
+    for played, score in ((episodes[:1], one_turn), (episodes, score_of(episodes[0]))):
+        with pytest.raises(ValueError, match="shorter"):
+            RejectionSampling(RejectionSamplingConfig()).candidates(played, [score])
 
 
 def test_kl_is_subtracted_from_the_score() -> None:

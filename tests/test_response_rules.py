@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from test_training import records, small_config, weights_hash
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrlhf.actions import make_actor
@@ -43,6 +42,8 @@ from rayrlhf.rollout import deal_specs
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.trainer import Observer, train
 from rayrlhf.types import EpisodeScore, IntArray, Trajectory
+from tests.faults.hostile import Ground
+from tests.test_training import records, small_config, weights_hash
 
 PIECES = ["<eos>", "a", " b", ".", '."', "..", " no", "\n", "END", "EN", "D", "x.D"]
 EOS, A, B, DOT, DOT_QUOTE, DOTS, NO, NEWLINE, END, EN, D, X_DOT_D = range(len(PIECES))
@@ -419,3 +420,17 @@ def test_a_run_that_would_penalise_most_episodes_does_not_start(
     with pytest.raises(ConfigError, match=rf"^{baseline or 6} of the first .* hold no stop 'zebra'"):
         train(stopping_config(tiny_model, tmp_path, "refused", response=response, baseline_episodes=baseline))
     assert read_metrics(tmp_path / "refused") == []
+
+
+def test_an_empty_prompt_starts_from_nothing_and_says_so(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run, too, that has prompts of its own."""
+    ground = Ground(tmp_path / "runs", tiny_model)
+    ground.folder.mkdir()
+    run = str(ground.run("environment.prompts.text=Once"))
+    said = "--prompt is empty: the model starts from its BOS or EOS token alone\n"
+    for source, prompt, shown in ((run, None, "Once"), (run, "", ""), (str(tiny_model), "", ""), (run, "Then", "Then")):
+        [played] = sample(source, prompt, 1, 2, 1.0, seed=0)
+        assert played.turns[0].observation == shown
+        assert capsys.readouterr().err == (said if prompt == "" else "")

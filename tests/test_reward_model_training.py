@@ -13,7 +13,7 @@ import torch
 
 from rayrlhf.config_loading import load_config
 from rayrlhf.errors import PreferenceError, RunFolderError
-from rayrlhf.policy import load_tokenizer, resolve_model, vocabulary_fingerprint
+from rayrlhf.policy import end_ids, load_tokenizer, resolve_model, vocabulary_fingerprint
 from rayrlhf.preferences.ranking import fit_project
 from rayrlhf.preferences.ranking_config import RankingConfig
 from rayrlhf.preferences.records import Comparison, Item, Rating
@@ -139,6 +139,7 @@ def test_the_folder_says_what_it_is(two_workers: Path) -> None:
     assert sidecar.normalisation["mean"] == pytest.approx(0.0, abs=1e-4)
     assert sidecar.normalisation["std"] == pytest.approx(1.0, abs=1e-4)
     assert sidecar.task["max_new_tokens"] == 16
+    assert sidecar.text_format.ends == end_ids(TASK.model, load_tokenizer(TASK.model)) != ()
     evaluation = json.loads((two_workers / "evaluation.json").read_text())
     assert evaluation["accuracy"]["of"] + evaluation["ties"] == len(data_of(config()).held_out)
     assert (two_workers / "evaluation.png").stat().st_size > 5000

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import ray
-from test_training import records, small_config, weights_hash
 
 from rayrlhf import trainer
 from rayrlhf.alarms import AlarmRecord, read_alarms
@@ -27,6 +26,7 @@ from rayrlhf.metrics import SampleRecord, read_metrics
 from rayrlhf.replay import replay
 from rayrlhf.trainer import Observer, train
 from rayrlhf.types import TrainingBatch, UpdateReport
+from tests.test_training import records, small_config, weights_hash
 
 LR = 3e-3
 EARLY, LATE = 1, 4  # iterations of two alarms

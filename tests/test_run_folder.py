@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import RunFolderError, StorageError
+from rayrlhf.files import append_to, replace_file
 from rayrlhf.lock import FolderLock, Held, _become_writer
 from rayrlhf.run_folder import RunFolder, has_probe, refuse_taken, remove_probe, write_probe
 from rayrlhf.run_parts import check_started_from, starting_point
@@ -356,6 +357,18 @@ def locked_elsewhere(folder: RunFolder) -> Iterator[None]:
     finally:
         holder.kill()
         holder.communicate()
+
+
+@pytest.mark.parametrize("write", [lambda path: replace_file(path, [b"x"]), lambda path: append_to(path).write(b"x")])
+def test_what_is_written_goes_through_no_link(tmp_path: Path, write: Callable[[Path], object]) -> None:
+    """Neither the file nor what it is on its way leads anywhere else."""
+    victim = tmp_path / "victim"
+    victim.write_text("before")
+    for name in ("file", ".file.new"):
+        (tmp_path / name).symlink_to(victim)
+    with pytest.raises(RunFolderError, match="is a link: nothing is written through it"):
+        write(tmp_path / "file")
+    assert victim.read_text() == "before"
 
 
 def test_probe_tells_one_folder_from_another(tmp_path: Path) -> None:

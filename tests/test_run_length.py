@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training import small_config
 
 from rayrlhf.algorithms import build_algorithm
 from rayrlhf.config import RunConfig
@@ -17,6 +16,7 @@ from rayrlhf.run_folder import RunFolder
 from rayrlhf.run_length import continued, learning_rate, spread_over_the_run
 from rayrlhf.run_parts import learner_settings
 from rayrlhf.trainer import train
+from tests.test_training import small_config
 
 LINEAR = {"name": "adamw", "lr": 1e-2, "decay": "linear"}
 KL = {"coef": 0.1, "controller": {"kind": "schedule", "final": 0.4}}

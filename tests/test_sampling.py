@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from rayrlhf.sampling.transformers_engine import (
     SamplingSettings,
     TransformersSampler,
-    cached_way,
     filter_logprobs,
     uniform_stream,
 )
@@ -49,15 +48,6 @@ def test_logprobs_are_those_of_a_full_forward(tmp_path: Path, architecture: str,
         np.testing.assert_allclose(generation.logprobs, expected[len(prompt) - 1 :], atol=2e-5)
         np.testing.assert_allclose(generation.prompt_logprobs, expected[: len(prompt) - 1], atol=2e-5)
         np.testing.assert_array_equal(generation.logprobs, generation.filtered_logprobs)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
-def test_common_models_are_sampled_by_their_cache(tmp_path: Path, architecture: str) -> None:
-    """The first way that is tried holds for them: a fault in it would be found, and hidden, by a slower one."""
-    folder = build_tiny_model(tmp_path, architecture)
-    way = cached_way(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    assert way is not None
-    assert way.mask_steps
 
 
 def test_finish_says_why_and_eos_is_kept(tiny_model: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ from rayrlhf import ray_start
 from rayrlhf.cli import app
 from rayrlhf.cluster import actor_environment
 from rayrlhf.config import RunConfig
-from rayrlhf.errors import EpisodeError, InstallationError, LearnerError, RewardError
+from rayrlhf.errors import EpisodeError, InstallationError, LearnerError, RewardError, RunFolderError
 from rayrlhf.games.making import cache_folder
 from rayrlhf.launchers import forget_launchers, left_by_launchers
 from rayrlhf.plugins import load
@@ -31,6 +32,7 @@ from rayrlhf.python_path import child_python_path, hidden_modules, last_folders
 from rayrlhf.reaper import MARK, end_marked, marked
 from rayrlhf.room import check_machine, check_start, machine_memory, processes_of
 from rayrlhf.run_folder import refuse_taken
+from rayrlhf.trainer import train
 from rayrlhf.tune.capacity import at_once
 from rayrlhf.worker_death import KernelKills, death_of
 
@@ -110,12 +112,14 @@ def test_actors_look_in_the_working_folder_last(ray_cluster: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "how"),  # `types` in PYTHONPATH is left out: Python itself does not start then
-    [*((name, "folder") for name in HIDING), *((name, "PYTHONPATH") for name in HIDING[:-1])],
+    ("names", "how"),  # `types` in PYTHONPATH is left out: Python itself does not start then
+    [(HIDING, "folder"), (HIDING[:-1], "PYTHONPATH")],
+    ids=["folder", "PYTHONPATH"],
 )
-def test_a_file_with_the_name_of_a_module_hides_nothing(tmp_path: Path, name: str, how: str) -> None:
-    """A reward of the user's beside it is loaded, built in its child process and checked."""
-    (tmp_path / f"{name}.py").write_text('"""Of the user\'s own."""\n')
+def test_a_file_with_the_name_of_a_module_hides_nothing(tmp_path: Path, names: Sequence[str], how: str) -> None:
+    """A reward of the user's beside them is loaded, built in its child process and checked."""
+    for name in names:
+        (tmp_path / f"{name}.py").write_text('"""Of the user\'s own."""\n')
     (tmp_path / "my_reward.py").write_text(REWARD)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     if how == "PYTHONPATH":
@@ -162,10 +166,12 @@ def test_folders_that_hide_the_standard_library_come_last(tmp_path: Path, monkey
 # Ray's address and folder ---------------------------------------------------------------------------------------------
 
 
-def closed_port() -> int:
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that nobody answers at, and that nobody else can take meanwhile: it is bound, and does not listen."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        yield int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -180,9 +186,15 @@ def closed_port() -> int:
     ],
 )
 def test_an_address_that_leads_nowhere_is_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+    monkeypatch: pytest.MonkeyPatch, closed_port: int, address: str, said: str
 ) -> None:
-    address = address.format(port=closed_port())
+    address = address.format(port=closed_port)
+
+    def resolve(host: str, *_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    if "invalid" in address:  # some resolvers answer with a page of their own
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InstallationError) as caught:
@@ -294,11 +306,26 @@ def test_a_name_in_use_is_refused_before_anything_is_loaded(tmp_path: Path) -> N
     refuse_taken(config)  # an empty folder is no run's
     (tmp_path / "taken/config.yaml").touch()
     (tmp_path / "taken/metrics.jsonl").write_text('{"iteration": 0}\n')
-    from rayrlhf.errors import RunFolderError
-    from rayrlhf.trainer import train
-
     with pytest.raises(RunFolderError, match="'taken' is in use"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("workers", "address", "error", "said"),
+    [
+        (100_000, "", LearnerError, r"rollout\.workers 100000.*do not fit"),
+        (1, "127.0.0.1:99999", InstallationError, "no Ray cluster answers there"),
+    ],
+)
+def test_what_ray_could_not_hold_or_reach_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int, address: str, error: type[Exception], said: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    told = {"storage_path": str(tmp_path), "model": {"path": "/no/such/model"}, "rollout": {"workers": workers}}
+    with pytest.raises(error, match=said):
+        train(RunConfig.model_validate(told))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Processes that are gone, and those that must go ----------------------------------------------------------------------
@@ -339,6 +366,14 @@ def test_a_worker_that_the_kernel_ended_is_named_by_the_kernels_count(tmp_path: 
     assert not death_of(error, kills).memory  # each kill is told once
 
 
+def wait_for_mark(mark: str, pid: int) -> None:
+    """A process shows its environment a moment after whoever started it goes on."""
+    deadline = time.monotonic() + 60
+    while pid not in [process.pid for process in marked(mark)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_run_within_another_belongs_to_both() -> None:
     program = "import os; from rayrlhf.reaper import MARK, reaped\nwith reaped(): print(os.environ[MARK])"
     done = subprocess.run(
@@ -347,6 +382,7 @@ def test_a_run_within_another_belongs_to_both() -> None:
     outer, inner = done.stdout.strip().split(",")
     assert outer == "outer"
     within = subprocess.Popen(["sleep", "600"], env={**os.environ, MARK: f"{outer},{inner}"})
+    wait_for_mark(inner, within.pid)
     assert end_marked(inner, grace_s=0.1) == [within.pid]
     within.wait()
 
@@ -384,10 +420,8 @@ def test_what_a_killed_driver_has_started_ends_with_it_wherever_it_went() -> Non
     driver = subprocess.Popen([sys.executable, "-c", RUNS_ON], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     orphan, mark = psutil.Process(int(driver.stdout.readline())), driver.stdout.readline().strip()
-    deadline = time.monotonic() + 60
-    while orphan not in marked(mark):  # a process shows its environment a moment after whoever started it goes on
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_mark(mark, orphan.pid)
+    wait_for_mark(another, bystander.pid)
     driver.kill()
     _, alive = psutil.wait_procs([orphan], timeout=15)
     assert not alive

@@ -368,27 +368,17 @@ def test_training_continues_from_a_model(ray_cluster: None, tmp_path: Path, tiny
     assert json.loads((output / "training.json").read_text())["validation_loss"] < 3.0 < math.log(320)
 
 
-@pytest.mark.parametrize(
-    ("weight", "message"),
-    [
-        (math.nan, r"1 of the \d+ weights of model.norm.weight are no finite numbers"),
-        (3e38, r"the loss is (nan|inf) at step 1: lower --lr"),
-    ],
-)
-def test_a_loss_that_is_not_finite_stops_the_run_at_once(
-    ray_cluster: None, tmp_path: Path, tiny_model: Path, weight: float, message: str
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_at_once(ray_cluster: None, tmp_path: Path, tiny_model: Path) -> None:
     """It would come back after every restart: no restart, one message, and no model."""
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
     state = weights(tiny_model)
-    state["model.norm.weight"][3] = weight
+    state["model.norm.weight"][3] = 3e38
     save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LearnerError, match=message):
+    with pytest.raises(LearnerError, match=r"the loss is (nan|inf) at step 1: lower --lr"):
         run(tmp_path / "out", new=None, model=str(broken))
-    progress = work_folder(tmp_path / "out") / "progress.jsonl"
-    starts = [line for line in progress.read_text().splitlines() if "pid" in line] if progress.exists() else []
-    assert len(starts) == (0 if math.isnan(weight) else 1)
+    progress = (work_folder(tmp_path / "out") / "progress.jsonl").read_text()
+    assert len([line for line in progress.splitlines() if "pid" in line]) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -407,8 +397,8 @@ def test_a_validation_part_of_less_than_a_block_gets_a_larger_share(tmp_path: Pa
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_a_sound_one_is_taken(tmp_path: Path) -> None:
     """DeepSpeed's files are pickles: after a worker's restart too they are read by the list of what may be in them."""
-    script = Path(__file__).parent / "supervised_checkpoint.py"
-    ended = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=500)
+    command = [sys.executable, "-m", "tests.supervised_checkpoint", tmp_path]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
     assert "resumed to step 4" in ended.stdout
     assert "nothing in it was run" in ended.stdout

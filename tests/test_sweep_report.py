@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sweep_folders import TrialPlan, alarm, climb, write_sweep
-from test_report import HOSTILE, Page
 
 from rayrlhf.tune.colour_scale import colour_scale
 from rayrlhf.tune.results import read_sweep
 from rayrlhf.tune.settings import Parameter, parameters_of
 from rayrlhf.tune.sweep_figures import closer_look
 from rayrlhf.tune.sweep_report import write_sweep_report
+from tests.sweep_folders import TrialPlan, alarm, climb, write_sweep
+from tests.test_report import HOSTILE, Page
 
 COEF = "algorithm.kl.coef"
 ESTIMATOR = "algorithm.kl_loss.estimator"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sweep_folders import BASE_REWARD, State, TrialPlan, alarm, climb, write_sweep
 
 from rayrlhf.errors import RunFolderError
 from rayrlhf.metrics import read_samples
@@ -19,6 +18,7 @@ from rayrlhf.tune.objectives import RewardUnderKL, RewardWithDiversity
 from rayrlhf.tune.results import Point, checkpoint_point, mean_of, objective_value, points, read_sweep
 from rayrlhf.tune.settings import parameters_of, settings_of
 from rayrlhf.tune.standings import standings
+from tests.sweep_folders import BASE_REWARD, State, TrialPlan, alarm, climb, write_sweep
 
 COEF = "algorithm.kl.coef"
 ESTIMATOR = "algorithm.kl_loss.estimator"

@@ -41,13 +41,6 @@ SIMPLE = {"kind": "simple", "games": 1, "held_out_games": 1}
 COOKING = {"kind": "cooking", "cook": True, "games": 1, "held_out_games": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYRLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Builds environments that are closed with the test."""

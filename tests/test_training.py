@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from conftest import build_tiny_model
 
 from rayrlhf import trainer
 from rayrlhf.alarms import read_alarms
@@ -25,6 +27,8 @@ from rayrlhf.config_loading import dump_config
 from rayrlhf.errors import LearnerError, RunFolderError
 from rayrlhf.learner_group import LearnerGroup
 from rayrlhf.metrics import comparable, read_metrics, read_samples
+from rayrlhf.run_folder import RunFolder
+from rayrlhf.run_parts import check_started_from
 from rayrlhf.run_state import RunState
 from rayrlhf.trainer import Observer, train
 from rayrlhf.types import EpisodeSpec, TrainingBatch, UpdateReport
@@ -115,32 +119,32 @@ def test_before_the_first_step_policy_and_reference_are_one(undisturbed: Path) -
     assert all(s.kl is not None and abs(s.kl) < 1e-3 for s in read_samples(undisturbed) if s.iteration == -1)
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.001])
-def test_a_healthy_run_at_a_low_temperature_runs(ray_cluster: None, storage: Path, temperature: float) -> None:
-    """X-5: dividing the logits multiplies their rounding: the limit of temperature 1 would stop it."""
+@pytest.fixture(scope="module")
+def cold(ray_cluster: None, storage: Path) -> Path:
+    """A run at a low temperature, whose reward is 0 for every text: none has the letter."""
     config = small_config(
-        Path("tiny-stories"), storage, f"cold-{temperature}", iterations=2, baseline_episodes=8,
-        rollout={"workers": 1, "groups_per_iteration": 2, "temperature": temperature},
+        Path("tiny-stories"), storage, "cold", iterations=2, baseline_episodes=8,
+        reward={"name": "letter_count", "letter": "ẞ"},
+        rollout={"workers": 1, "groups_per_iteration": 2, "temperature": 0.001},
         learner={"ranks": 1, "zero_stage": 0}, optimizer={"name": "sgd", "lr": 1e-6},
     )  # fmt: skip
     train(config)
-    rows = read_metrics(storage / config.name)
+    return storage / "cold"
+
+
+def test_a_healthy_run_at_a_low_temperature_runs(cold: Path) -> None:
+    """X-5: dividing the logits multiplies their rounding: the limit of temperature 1 would stop it."""
+    rows = read_metrics(cold)
     assert [row["iteration"] for row in rows] == [0, 1]
-    assert all(row["learner/logprob_gap_max"] < 1e-4 / temperature for row in rows)
+    assert all(row["learner/logprob_gap_max"] < 1e-4 / 0.001 for row in rows)
+    assert any(row["learner/logprob_gap_max"] > 1e-4 for row in rows)
 
 
-def test_a_reward_that_is_the_same_for_every_text_is_told_after_the_first_iteration(
-    ray_cluster: None, tiny_model: Path, storage: Path
-) -> None:
-    """No text has the letter: scores of 0 in every group, whatever the KL, in the metric and in two alarms."""
-    config = small_config(
-        tiny_model, storage, "constant", iterations=1, baseline_episodes=0, reward={"name": "letter_count", "letter": "ẞ"},
-        rollout={"workers": 1}, learner={"ranks": 1, "zero_stage": 0},
-    )  # fmt: skip
-    train(config)
-    [row] = read_metrics(storage / "constant")
-    assert (row["objective/score_std"], row["objective/zero_variance_groups"]) == (0.0, 1.0)
-    alarms = read_alarms(storage / "constant")
+def test_a_reward_that_is_the_same_for_every_text_is_told_after_the_first_iteration(cold: Path) -> None:
+    """Scores of 0 in every group, whatever the KL, in the metric and in two alarms."""
+    first = read_metrics(cold)[0]
+    assert (first["objective/score_std"], first["objective/zero_variance_groups"]) == (0.0, 1.0)
+    alarms = read_alarms(cold)
     assert {alarm.rule for alarm in alarms if alarm.iteration == 0} >= {"score_saturation", "zero_variance_groups"}
 
 
@@ -267,13 +271,21 @@ def test_an_interrupted_run_says_what_a_resumed_one_goes_on_from(saved: int | No
     assert said == [f"stopped after 7 iterations; `--resume` {told}"]
 
 
+LAUNCHED = {
+    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4",
+    "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job",
+    "RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "10.255.255.1", "MASTER_PORT": "1",
+}  # fmt: skip
+"""What mpirun, srun and torchrun leave: it is to reach no rank of the learner."""
+
+
 def driver(config: RunConfig, folder: Path, *options: str) -> subprocess.Popen[str]:
-    """`rayrlhf train` in a process of its own, with a Ray cluster of its own."""
+    """`rayrlhf train` in a process of its own, with a Ray cluster of its own, as one of a launcher's tasks."""
     file = folder / f"{config.name}.yaml"
     file.write_text(dump_config(config))
     return subprocess.Popen(
         [sys.executable, "-m", "rayrlhf", "train", str(file), *options],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **LAUNCHED},
     )  # fmt: skip
 
 
@@ -305,6 +317,18 @@ def test_kill_the_driver_and_resume_bit_for_bit(tiny_model: Path, storage: Path,
     assert records(storage, "resumed") == records(storage, "undisturbed")
 
 
+def test_a_run_whose_model_has_changed_does_not_go_on(tiny_model: Path, tmp_path: Path) -> None:
+    """Said before Ray is asked for anything."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    config = small_config(model, tmp_path, "changed")
+    with RunFolder.create(config, dump_config(config)) as folder:
+        check_started_from(folder, config.model)
+        folder.metrics.write_text('{"iteration": 0}\n')
+    build_tiny_model(model, seed=1)
+    with pytest.raises(RunFolderError, match=r"the weights of its model .* changed since it began"):
+        train(config, resume=True)
+
+
 def test_ctrl_c_saves_stops_and_leaves_nothing(tiny_model: Path, storage: Path) -> None:
     """LMHP-27, X-8: SIGINT ends the run after the iteration under way, with a checkpoint that --resume takes up."""
     config = small_config(
@@ -325,6 +349,7 @@ def test_ctrl_c_saves_stops_and_leaves_nothing(tiny_model: Path, storage: Path) 
     assert (storage / f"stopped/checkpoints/{done:06d}/manifest.json").exists()
 
 
+@pytest.mark.slow  # test_wiring.py has it in one process, test_ppo_learner.py on two ranks
 def test_learner_and_sampler_must_agree(tiny_model: Path, storage: Path, ray_cluster: None) -> None:
     """X-5: a limit on the gap that no arithmetic can meet stops the run by name, before any weight has changed."""
     config = small_config(

@@ -8,8 +8,6 @@ read, checked and then not handed on fails here.
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -554,17 +552,6 @@ def test_the_reference_is_scored_at_the_written_temperature(
 # The learner.
 
 
-@pytest.fixture
-def _environment() -> Iterator[None]:
-    """Lightning and DeepSpeed write ranks and ports into the environment; other tests must not inherit them."""
-    kept = dict(os.environ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-    os.environ.clear()
-    os.environ.update(kept)
-
-
 def learner_of(config: RunConfig, model: Path, algorithm: Any) -> Learner:
     """The written config's learner in this process."""
     settings = learner_settings(config, ModelConfig(path=str(model)), algorithm.objective, "cpu")
@@ -595,7 +582,7 @@ def sampled_turn(prompt: Sequence[int], ids: Sequence[int], behaviour: Sequence[
     return replace(one, logprobs=logprobs, reference_logprobs=logprobs - np.float32(0.5))
 
 
-@pytest.mark.usefixtures("_environment")
+@pytest.mark.usefixtures("own_environment")
 def test_an_update_minimises_the_written_objective(write: Write, tiny_model: Path) -> None:
     """One step of PPO against float64, token by token: policy loss, entropy bonus, KL loss and value loss at the written
     coefficients, clips and temperature, the norm of the policy's gradient, and what the values explain. One episode is
@@ -652,7 +639,7 @@ algorithm:
     assert metrics["learner/lr"] == pytest.approx(0.5 / 4)
 
 
-@pytest.mark.usefixtures("_environment")
+@pytest.mark.usefixtures("own_environment")
 def test_every_minibatch_is_held_to_the_written_gap_before_the_first_step(write: Write, tiny_model: Path) -> None:
     """X-5: the four answers were sampled by the policy itself, but for 0.02 nats of a token that only the second
     minibatch has; learner.max_logprob_gap says whether that will do. `tests/test_ppo_learner.py` has it on two ranks."""

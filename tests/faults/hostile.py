@@ -7,6 +7,7 @@ words of `secret` turn up in its folder where something outside of it was read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -16,14 +17,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from conftest import build_tiny_model
+from safetensors.numpy import load_file
 
+from rayrlhf.algorithm_config import SeparateValueConfig
 from rayrlhf.checkpoint import CheckpointStore
+from rayrlhf.config import ModelConfig
 from rayrlhf.config_loading import dump_config, load_config
+from rayrlhf.dumps import KeptBatch, write_dump
 from rayrlhf.metrics import MetricsLog, SampleRecord
 from rayrlhf.preferences.records import Comparison, Item
 from rayrlhf.preferences.store import RatingStore
+from rayrlhf.reward_contract import example_trajectory
 from rayrlhf.run_folder import RunFolder
+from rayrlhf.types import EpisodeScore, EpisodeSpec, Weights
+from rayrlhf.value import build_value_network, write_value
+from rayrlhf.weights import checksum
+from tests.strangers_pickle import Runs
 
 SECRET = "the words of a file outside"
 VICTIM = "what was in the file before\n"
@@ -126,7 +137,7 @@ class Ground:
         )  # fmt: skip
 
     def pickle(self) -> bytes:
-        return pickle.dumps(Runs(str(self.ran)))
+        return pickle.dumps(Runs(self.ran))
 
     def model_code(self, model: Path) -> None:
         """Gives a model Python code of its own."""
@@ -154,25 +165,29 @@ class Ground:
         return copied
 
     def kept_batch(self, *overrides: str, damage: Callable[[Path], object] = lambda model: None) -> Path:
-        """A batch of a run as an alarm keeps it."""
-        from rayrlhf.dumps import KeptBatch, write_dump
-        from rayrlhf.reward_contract import example_trajectory
-        from rayrlhf.types import EpisodeScore, EpisodeSpec, Weights
-
+        """A batch of a run as an alarm keeps it, which can be played and scored again."""
         run = self.run(*overrides, damage=damage)
-        import numpy as np
-
         score = EpisodeScore(np.array([1.0], np.float32), {"alliteration": 1.0})
         batch = KeptBatch(0, 0, [[EpisodeSpec(0, 0, 1, 2)]], [example_trajectory("", "a text")], [score])
         folder = run / "alarms" / "000000-entropy"
-        write_dump(folder, batch, Weights(0, 0, {}), "low", run / "config.yaml")
+        arrays = load_file(self.model / "model.safetensors")
+        write_dump(folder, batch, Weights(0, checksum(arrays), arrays), "low", run / "config.yaml")
         return folder
+
+    def run_elsewhere(self) -> Path:
+        """A run outside, whose texts are the words of SECRET."""
+        run, elsewhere = self.run(), self.folder.parent / "elsewhere"
+        shutil.move(run, elsewhere)
+        told = (elsewhere / "samples.jsonl").read_text()
+        (elsewhere / "samples.jsonl").write_text(told.replace("a text", SECRET))
+        return elsewhere
 
     def project(self, settings: str = "") -> Path:
         """A project of preferences with texts and verdicts."""
         folder = self.folder / "project"
         folder.mkdir()
-        (folder / "project.yaml").write_text(settings)
+        if settings:
+            (folder / "project.yaml").write_text(settings)
         with RatingStore(folder / "ratings.sqlite") as store:
             items = [Item("", f'=HYPERLINK("x{n}")', generator=f"+{n}\\q$x_{{") for n in range(4)]
             store.add_items(items)
@@ -200,22 +215,13 @@ class Ground:
         return folder
 
 
-class Runs:
-    """Pickled, it runs a function where it is read."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return exec, (f"open({self.place!r}, 'w').write('ran')",)
-
-
 @dataclass(frozen=True, slots=True)
 class Attack:
     """One way to do harm."""
 
     command: str  # that reads what is laid down
     tries: str  # what
+    says: str | None  # a pattern of the refusal; None: it is taken as the data that it is
     lay: Callable[[Ground], list[str]]  # -> the arguments after the command
     runs_if_trusted: str | None = None  # of what --trust runs the code: shows that there is code to run
 
@@ -237,9 +243,18 @@ def _linked(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
+def _with_secret(content: str) -> str:
+    """A sound file of the same kind that has the words of SECRET where people are shown them."""
+    rows = [json.loads(line) for line in content.splitlines()] if content.startswith('{"') else [json.loads(content)]
+    shown = [{key: SECRET if key in ("response", "python", "torch_dtype") else row[key] for key in row} for row in rows]
+    return "".join(f"{json.dumps(row)}\n" for row in shown)
+
+
 def _run_with_link(name: str, outside: str, *arguments: str) -> Callable[[Ground], list[str]]:
     def lay(ground: Ground) -> list[str]:
         run = ground.run()
+        if outside == "secret":
+            ground.secret.write_text(_with_secret((run / name).read_text()))
         _linked(run / name, getattr(ground, outside))
         return [word.format(run=run, folder=ground.folder, model=ground.model) for word in arguments]
 
@@ -274,6 +289,11 @@ def _batch(*settings: str, code: str | None = None) -> Callable[[Ground], list[s
         return [str(ground.kept_batch(*settings, damage=getattr(ground, code) if code else lambda model: None))]
 
     return lay
+
+
+def _shell_batch(ground: Ground) -> list[str]:
+    """What os.system gets is an episode's text, which begins with the prompt."""
+    return [str(ground.kept_batch("reward=os:system", f"environment.prompts.text=touch {ground.ran};"))]
 
 
 def _batch_of_model(ground: Ground) -> list[str]:
@@ -369,6 +389,40 @@ def _endless_view(ground: Ground, project: Path) -> None:
     connection.close()
 
 
+def _listed(checkpoint: Path, *paths: Path) -> None:
+    """Puts files into a checkpoint's manifest, as if they had been written with it."""
+    files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    for path in paths:
+        content = path.read_bytes()
+        told = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        files[os.path.relpath(path, checkpoint)] = told
+    _edit_json(checkpoint / "manifest.json", files=files)
+
+
+def _listing_outside(ground: Ground, run: Path) -> None:
+    _listed(run / "checkpoints/000001", ground.victim)
+
+
+def _value_network(ground: Ground, run: Path) -> None:
+    """A value network beside the model of the run's checkpoint."""
+    checkpoint, config = run / "checkpoints/000001", SeparateValueConfig()
+    network = build_value_network(config, ModelConfig(path=str(ground.model)))
+    write_value(checkpoint / "value", config, network.backbone, network.state_dict())
+    _listed(checkpoint, *(checkpoint / "value").iterdir())
+
+
+def _valued_run(ground: Ground) -> list[str]:
+    run = ground.run(f"reward=[game_score,{MODULE}:Reward]", *_FEW, recipe="textworld-coin")
+    _value_network(ground, run)
+    return [str(run), "--games", "1"]
+
+
+def _trusting_loop(ground: Ground) -> list[str]:
+    model = ground.sound_model(ground.model_code)
+    ground.project(f"task: {{overrides: ['model.path={model}', 'model.trust_remote_code=true']}}")
+    return ["project", "--no-wait"]
+
+
 def _transcript(environment: str) -> Callable[[Ground], list[str]]:
     def lay(ground: Ground) -> list[str]:
         header = {
@@ -418,8 +472,12 @@ _RESUME = (
 )
 _SWEEP = ("alliteration", "sweep.storage_path=.", "sweep.name=sweep", "algorithm.kl.coef=grid:0.1", "--resume")
 _DEEP = b"[" * 200_000
+CODE = "names code that does not come with RayRLHF:(.|\\n)*  "
+NO_FILE = "is no file but a pipe or a device"
+MODEL_CODE = "it brings Python code of its own .* which was not run"
 _GAME = (f"environment.name={MODULE}:Game",)
 _REWARD = (f"reward={MODULE}:Reward",)
+_FEW = ("rollout.max_new_tokens=16", "environment.level=1", "environment.games=1", "environment.held_out_games=1")
 _REMOTE = ("model.trust_remote_code=true",)
 
 
@@ -427,26 +485,35 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "generate",
         "a model with code, config.yaml trusts it",
+        MODEL_CODE,
         _run("{run}", "-n", "1", settings=_REMOTE, code="model_code"),
         "stranger",
     ),
     Attack(
         "generate",
         "a tokenizer with code",
+        MODEL_CODE,
         _run("{run}", "-n", "1", settings=_REMOTE, code="tokenizer_code"),
         "stranger",
     ),
-    Attack("generate", "a model folder with code", _model("model_code", "model", "-n", "1"), "model"),
-    Attack("generate", "weights that are a pickle", _model("pickled_weights", "model", "-n", "1")),
-    Attack("generate", "checkpoints are a link", _run_with_link("checkpoints", "outside", "{run}", "-n", "1")),
+    Attack("generate", "a model folder with code", MODEL_CODE, _model("model_code", "model", "-n", "1"), "model"),
+    Attack("generate", "weights that are a pickle", "UnpicklingError", _model("pickled_weights", "model", "-n", "1")),
+    Attack(
+        "generate",
+        "checkpoints are a link",
+        "checkpoints is a link",
+        _run_with_link("checkpoints", "outside", "{run}", "-n", "1"),
+    ),
     Attack(
         "generate",
         "a model file is a link",
+        r"config\.json is a link",
         _run_with_link("checkpoints/000001/model/config.json", "secret", "{run}", "-n", "1"),
     ),
     Attack(
         "generate",
         "a YAML tag that runs a function",
+        "could not determine a constructor for the tag",
         _run_with(
             lambda ground, run: (run / "config.yaml").write_text(
                 f'name: !!python/object/apply:os.system ["touch {ground.ran}"]\n'
@@ -459,18 +526,13 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "generate",
         "a manifest that lists a file outside",
-        _run_with(
-            lambda ground, run: _edit_json(
-                run / "checkpoints/000001/manifest.json", files={"../../../victim": {"bytes": 1, "sha256": "0"}}
-            ),
-            "stranger",
-            "-n",
-            "1",
-        ),
+        "victim is missing",
+        _run_with(_listing_outside, "stranger", "-n", "1"),
     ),
     Attack(
         "generate",
         "files that no manifest lists",
+        "was added after it was written",
         _run_with(
             lambda ground, run: (
                 (run / "checkpoints/000001/value").mkdir(),
@@ -485,6 +547,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "generate",
         "a model's config nested without end",
+        r"config\.json has 200000 bytes",
         _run_with(
             lambda ground, run: (run / "checkpoints/000001/model/config.json").write_bytes(_DEEP), "stranger", "-n", "1"
         ),
@@ -492,108 +555,202 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "play",
         "an environment of the folder's own",
+        CODE + "environment: stranger_code:Game",
         _run("{run}", "--watch", "--delay", "0", settings=_GAME),
         "stranger",
     ),
     Attack(
         "play",
         "a Gymnasium id of a module",
+        CODE + "environment: stranger_code:Stranger-v0",
         _run("{run}", "--watch", "--delay", "0", settings=(f"environment.name={MODULE}:Stranger-v0",)),
         "stranger",
     ),
     Attack(
         "play",
         "a model with code",
-        _run("{run}", "--human", settings=_REMOTE, code="model_code", recipe="textworld-coin"),
+        MODEL_CODE,
+        _run("{run}", "--human", settings=(*_REMOTE, *_FEW), code="model_code", recipe="textworld-coin"),
         "stranger",
     ),
-    Attack("play", "a transcript that names code", _transcript(f"{MODULE}:Game"), "played.jsonl"),
-    Attack("play", "a game that is a program", _file("game.py", b"open('ran', 'w')", "--human", "--game", "game.py")),
+    Attack(
+        "play",
+        "a transcript that names code",
+        CODE + "environment: stranger_code:Game",
+        _transcript(f"{MODULE}:Game"),
+        "played.jsonl",
+    ),
+    Attack(
+        "play",
+        "a game that is a program",
+        "no game file of the Z-machine",
+        _file("game.py", b"open('ran', 'w')", "--human", "--game", "game.py"),
+    ),
     Attack(
         "play",
         "a game of the planner, whose texts are evaluated",
+        "no game file of the Z-machine",
         _file("game.tw-pddl", b"{}", "--human", "--game", "game.tw-pddl"),
     ),
-    Attack("play", "records that are links", _run_with_link("samples.jsonl", "secret", "{run}", "--human")),
-    Attack("evaluate", "an environment of the folder's own", _run("{run}", "--games", "1", settings=_GAME), "stranger"),
+    Attack(
+        "play",
+        "records that are links",
+        r"samples\.jsonl is a link",
+        _run_with_link("samples.jsonl", "secret", "{run}", "--human"),
+    ),
+    Attack(
+        "evaluate",
+        "an environment of the folder's own",
+        CODE + "environment: stranger_code:Game",
+        _run("{run}", "--games", "1", settings=_GAME),
+        "stranger",
+    ),
+    Attack(
+        "evaluate",
+        "a reward of the folder's own, with a value network to hold against it",
+        CODE + "reward: stranger_code:Reward",
+        _valued_run,
+        "stranger",
+    ),
     Attack(
         "evaluate",
         "a model with code",
-        _run("{run}", "--games", "1", settings=_REMOTE, code="model_code", recipe="textworld-coin"),
+        MODEL_CODE,
+        _run("{run}", "--games", "1", settings=(*_REMOTE, *_FEW), code="model_code", recipe="textworld-coin"),
+        "stranger",
     ),
     Attack(
-        "evaluate", "the evaluation is a link", _run_with_link("evaluation.json", "victim", "{run}", "--games", "1")
+        "evaluate",
+        "the evaluation is a link",
+        r"evaluation\.json is a link",
+        _run_with_link("evaluation.json", "victim", "{run}", "--games", "1"),
     ),
-    Attack("replay", "a reward of the standard library", _batch("reward=os:system")),
-    Attack("replay", "a reward of the folder's own", _batch(*_REWARD)),
-    Attack("replay", "an environment of the folder's own", _batch(*_GAME), "stranger"),
-    Attack("replay", "a model with code, config.yaml trusts it", _batch_of_model, "stranger"),
+    Attack("replay", "a reward of the standard library", CODE + "reward: os:system", _shell_batch, "stranger"),
+    Attack(
+        "replay", "a reward of the folder's own", CODE + "reward: stranger_code:Reward", _batch(*_REWARD), "stranger"
+    ),
+    Attack(
+        "replay",
+        "an environment of the folder's own",
+        CODE + "environment: stranger_code:Game",
+        _batch(*_GAME),
+        "stranger",
+    ),
+    Attack("replay", "a model with code, config.yaml trusts it", MODEL_CODE, _batch_of_model, "stranger"),
     Attack(
         "replay",
         "weights that are a link",
+        r"weights\.safetensors is a link",
         _batch_with(lambda ground, batch: _linked(batch / "weights.safetensors", ground.secret)),
     ),
     Attack(
         "replay",
         "a pipe in a file's place",
+        r"batch\.json is neither a file nor a folder",
         _batch_with(lambda ground, batch: ((batch / "batch.json").unlink(), os.mkfifo(batch / "batch.json"))),
     ),
     Attack(
         "replay",
         "a batch nested without end",
+        "is damaged",
         _batch_with(lambda ground, batch: (batch / "episodes.safetensors").write_bytes(b"\xff" * 8 + _DEEP)),
     ),
-    Attack("report", "the summary on its way is a link", _run_with_link(".summary.json.new", "victim", "{run}")),
-    Attack("report", "samples are a link", _run_with_link("samples.jsonl", "secret", "{run}")),
-    Attack("report", "sessions are a link", _run_with_link("sessions.jsonl", "secret", "{run}")),
+    Attack(
+        "report",
+        "the summary on its way is a link",
+        r"summary\.json\.new is a link",
+        _run_with_link(".summary.json.new", "victim", "{run}"),
+    ),
+    Attack(
+        "report", "samples are a link", r"samples\.jsonl is a link", _run_with_link("samples.jsonl", "secret", "{run}")
+    ),
+    Attack(
+        "report",
+        "sessions are a link",
+        r"sessions\.jsonl is a link",
+        _run_with_link("sessions.jsonl", "secret", "{run}"),
+    ),
     Attack(
         "report",
         "metrics are a pipe",
+        r"metrics\.jsonl is neither a file nor a folder",
         _run_with(lambda ground, run: ((run / "metrics.jsonl").unlink(), os.mkfifo(run / "metrics.jsonl")), "stranger"),
     ),
-    Attack("report", "the page is a folder", _run_with(lambda ground, run: (run / "report.html").mkdir(), "stranger")),
+    Attack(
+        "report",
+        "the page is a folder",
+        r"report\.html is a folder where a file belongs",
+        _run_with(lambda ground, run: (run / "report.html").mkdir(), "stranger"),
+    ),
     Attack(
         "report",
         "the page on its way is a folder",
+        r"report\.html\.new is no file",
         _run_with(lambda ground, run: (run / ".report.html.new").mkdir(), "stranger"),
     ),
-    Attack("report", "a name with backslashes", _run_with(_named_samples("\\q\\g<0>\\1$\\frac{"), "stranger")),
-    Attack("report", "a name with half a surrogate", _run_with(_named_samples("a\ud800\x1b[31m"), "stranger")),
-    Attack("report", "a name with markup", _run_with(_named_samples('"><script>{{ 7*7 }}{body}'), "stranger")),
+    Attack("report", "a name with backslashes", None, _run_with(_named_samples("\\q\\g<0>\\1$\\frac{"), "stranger")),
+    Attack("report", "a name with half a surrogate", None, _run_with(_named_samples("a\ud800\x1b[31m"), "stranger")),
+    Attack("report", "a name with markup", None, _run_with(_named_samples('"><script>{{ 7*7 }}{body}'), "stranger")),
     Attack(
         "report",
         "a sweep named as a template's place",
+        None,
         _sweep(lambda ground, sweep: None, "sweep", name="{body}{{ title }}"),
     ),
     Attack(
         "report",
         "a trial whose folder lies outside",
-        _sweep(lambda ground, sweep: None, "sweep", trial="../../../outside"),
+        "String should match pattern",
+        _sweep(lambda ground, sweep: ground.run_elsewhere(), "sweep", trial="../../../elsewhere"),
     ),
     Attack(
         "report",
         "a table on its way is a link",
+        r"table\.csv\.new is a link",
         _sweep(lambda ground, sweep: _linked(sweep / ".table.csv.new", ground.victim), "sweep"),
     ),
     Attack(
         "report",
         "a trial is a link",
-        _sweep(lambda ground, sweep: _linked(sweep / "trials/000-seed0", ground.outside), "sweep"),
+        "trials/000-seed0 is a link",
+        _sweep(lambda ground, sweep: _linked(sweep / "trials/000-seed0", ground.run_elsewhere()), "sweep"),
     ),
-    Attack("train", "config.yaml of a run names code", _run("{run}/config.yaml", "--resume", settings=_REWARD)),
+    Attack(
+        "train",
+        "config.yaml of a run names code",
+        CODE + "reward: stranger_code:Reward",
+        _run("{run}/config.yaml", "--resume", settings=_REWARD),
+    ),
     Attack(
         "train",
         "config.yaml of a run names code, for a new run",
+        CODE + "environment: stranger_code:Game",
         _run("{run}/config.yaml", "name=other", settings=_GAME),
     ),
-    Attack("train", "the lock is a link", _run_with_link(".lock", "victim", *_RESUME)),
-    Attack("train", "sessions are a link", _run_with_link("sessions.jsonl", "victim", *_RESUME)),
-    Attack("train", "TensorBoard's folder is a link", _run_with_link("tensorboard", "outside", *_RESUME)),
-    Attack("train", "the config on its way is a link", _run_with_link(".config.yaml.new", "victim", *_RESUME)),
-    Attack("train", "the model from scratch is a link", _scratch_run),
+    Attack("train", "the lock is a link", r"\.lock is a link", _run_with_link(".lock", "victim", *_RESUME)),
+    Attack(
+        "train",
+        "sessions are a link",
+        r"sessions\.jsonl is a link",
+        _run_with_link("sessions.jsonl", "victim", *_RESUME),
+    ),
+    Attack(
+        "train",
+        "TensorBoard's folder is a link",
+        "tensorboard is a link",
+        _run_with_link("tensorboard", "outside", *_RESUME),
+    ),
+    Attack(
+        "train",
+        "the config on its way is a link",
+        r"config\.yaml\.new is a link",
+        _run_with_link(".config.yaml.new", "victim", *_RESUME),
+    ),
+    Attack("train", "the model from scratch is a link", "stranger/model is a link", _scratch_run),
     Attack(
         "sweep",
         "a trial's config names code",
+        CODE + "reward: stranger_code:Reward",
         _sweep(
             lambda ground, sweep: (sweep / "trials/000-seed0/config.yaml").write_text(
                 (sweep / "trials/000-seed0/config.yaml")
@@ -607,11 +764,13 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "sweep",
         "the lock is a link",
+        r"\.lock is a link",
         _sweep(lambda ground, sweep: _linked(sweep / ".lock", ground.victim), *_SWEEP, name="sweep"),
     ),
     Attack(
         "sweep",
         "sweep.yaml of a sweep names code",
+        CODE + "reward: stranger_code:Reward",
         _sweep(
             lambda ground, sweep: _edit_json(sweep / "sweep.yaml", name="other", overrides=[f"reward={MODULE}:Reward"]),
             "sweep/sweep.yaml",
@@ -621,25 +780,34 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "rate",
         "a validity check of the folder's own",
+        CODE + "checks.validity: stranger_code:valid",
         _project(f"checks: {{validity: '{MODULE}:valid'}}", "project", "--terminal"),
         "project",
     ),
     Attack(
         "rate",
         "a command that checks texts",
+        CODE + "checks.command: touch",
         _project("checks: {command: [touch, '{ran}']}", "project", "--terminal"),
         "project",
     ),
     Attack(
         "rate",
         "a presenter of the folder's own",
+        CODE + "rating.presenter: stranger_code:valid",
         _project(f"rating: {{presenter: '{MODULE}:valid'}}", "project", "--terminal"),
         "project",
     ),
-    Attack("rate", "a player of sounds", _project("rating: {player: [touch, '{ran}']}", "project", "--terminal")),
+    Attack(
+        "rate",
+        "a player of sounds",
+        CODE + "rating.player: touch",
+        _project("rating: {player: [touch, '{ran}']}", "project", "--terminal"),
+    ),
     Attack(
         "rate",
         "the store is a link",
+        r"ratings\.sqlite is a link",
         _project_with(
             lambda ground, project: _linked(project / "ratings.sqlite", ground.victim), "project", "--terminal"
         ),
@@ -647,104 +815,146 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "rank",
         "its folder is a link",
+        "project/ranking is a link",
         _project_with(lambda ground, project: _linked(project / "ranking", ground.outside), "project"),
     ),
     Attack(
         "rank",
         "the store's journal is a link",
+        r"ratings\.sqlite-journal is a link",
         _project_with(lambda ground, project: _linked(project / "ratings.sqlite-journal", ground.victim), "project"),
     ),
-    Attack("rank", "a table that never ends", _project_with(_endless_view, "project")),
+    Attack(
+        "rank", "a table that never ends", "no rating store: it holds items", _project_with(_endless_view, "project")
+    ),
     Attack(
         "loop",
         "the task's settings trust a model",
-        _project("task: {overrides: ['model.path=x', 'model.trust_remote_code=true']}", "project", "--no-wait"),
+        CODE + "task.model.trust_remote_code",
+        _trusting_loop,
     ),
     Attack(
         "loop",
         "the rater's rule is code",
+        CODE + "loop.rater.rule: stranger_code:Reward",
         _project(f"loop: {{rater: {{rule: '{MODULE}:Reward'}}}}", "project", "--no-wait"),
     ),
-    Attack("loop", "the task is a run that names code", _loop_file_in_run),
+    Attack("loop", "the task is a run that names code", CODE + "task.reward: stranger_code:Reward", _loop_file_in_run),
     Attack(
         "loop",
         "rounds are a link",
+        "project/rounds is a link",
         _project_with(lambda ground, project: _linked(project / "rounds", ground.outside), "project", "--no-wait"),
     ),
     Attack(
         "reward-model",
         "the task's environment is code",
+        CODE + "task.environment: stranger_code:Game",
         _project(f"task: {{overrides: ['environment.name={MODULE}:Game']}}", "project", "out"),
     ),
     Attack(
         "compare",
         "a model with code",
+        MODEL_CODE,
         _run("{run}", "tiny-stories", "--samples", "1", "--judge", "alliteration", settings=_REMOTE, code="model_code"),
         "stranger",
     ),
     Attack(
         "compare",
         "the store is a link",
+        r"comparison\.sqlite is a link",
         lambda ground: (
             (ground.folder / "comparison").mkdir(),
             _linked(ground.folder / "comparison" / "comparison.sqlite", ground.victim),
             ["tiny-stories", "tiny-stories", "--samples", "1", "--judge", "alliteration"],
         )[2],
     ),
-    Attack("labels import", "lines nested without end", _file("labels.jsonl", _DEEP, "labels.jsonl", "project")),
+    Attack(
+        "labels import",
+        "lines nested without end",
+        "nested more than 50 levels deep",
+        _file("labels.jsonl", _DEEP, "labels.jsonl", "project"),
+    ),
     Attack(
         "labels import",
         "formulas",
+        None,
         _file("labels.jsonl", b'{"prompt": "=1", "chosen": "@x", "rejected": "+y"}\n', "labels.jsonl", "project"),
     ),
     Attack(
         "labels check",
         "a tokenizer with code",
+        MODEL_CODE,
         _model("tokenizer_code", "labels.jsonl", "--tokenizer", "model"),
         "model",
     ),
     Attack(
         "labels check",
         "the store is a link",
+        r"ratings\.sqlite is a link",
         _project_with(lambda ground, project: _linked(project / "ratings.sqlite", ground.victim), "project"),
     ),
-    Attack("labels export", "a table that never ends", _project_with(_endless_view, "project", "out.jsonl")),
-    Attack("sft", "a model with code", _model("model_code", "out", "--model", "model", "--text", "text.txt")),
-    Attack("sft", "links in the work folder", _work_folder),
+    Attack(
+        "labels export",
+        "a table that never ends",
+        "no rating store: it holds items",
+        _project_with(_endless_view, "project", "out.jsonl"),
+    ),
+    Attack(
+        "sft", "a model with code", MODEL_CODE, _model("model_code", "out", "--model", "model", "--text", "text.txt")
+    ),
+    Attack("sft", "links in the work folder", "is a link", _work_folder),
     Attack(
         "train",
         "config.yaml of a run names code, and another setting of it is given",
+        CODE,
         _run("{run}/config.yaml", "name=other", "reward.0.weight=0.5", settings=_REWARD),
     ),
-    Attack("imitate", "config.yaml of a run names code", _run("{run}/config.yaml", "out", settings=_GAME), "stranger"),
+    Attack(
+        "imitate",
+        "config.yaml of a run names code",
+        CODE,
+        _run("{run}/config.yaml", "out", settings=_GAME),
+        "stranger",
+    ),
     Attack(
         "evaluate",
         "the recipe is a run's config that names code",
+        CODE,
         _run("{model}", "--recipe", "{run}/config.yaml", "--games", "1", settings=_GAME),
     ),
-    Attack("loop", "the recipe of one's own settings is a run's that names code", _own_settings),
+    Attack("loop", "the recipe of one's own settings is a run's that names code", CODE, _own_settings),
     Attack(
         "loop",
         "settings of the project's own folder",
+        CODE,
         _project("checks: {command: [touch, '{ran}']}", "project", "--no-wait", "--config", "project/project.yaml"),
     ),
     Attack(
         "rate",
         "a regular expression that never ends",
+        CODE,
         _project("checks: {pattern: '(=|H|Y|=HY)+$'}", "project", "--terminal"),
     ),
     Attack(
         "rate",
         "a corpus without end",
+        NO_FILE,
         _project("checks: {compressibility: {corpus: /dev/zero}}", "project", "--terminal"),
     ),
     Attack(
         "generate",
         "prompts without end",
-        _run("{run}", "-n", "1", settings=("environment.prompts.file=/dev/zero",)),
+        NO_FILE,
+        _run("{run}", "-n", "1", settings=("environment.prompts.text=", "environment.prompts.file=/dev/zero")),
     ),
-    Attack("replay", "a reward with a corpus without end", _batch("reward={name: alliteration, corpus: /dev/zero}")),
-    Attack("generate", "a model's file is a pipe", _model("pipe", "model", "-n", "1")),
+    Attack(
+        "replay",
+        "a reward with a corpus without end",
+        NO_FILE,
+        _batch("reward={name: alliteration, corpus: /dev/zero}"),
+    ),
+    Attack("generate", "a model's file is a pipe", NO_FILE, _model("pipe", "model", "-n", "1")),
 )
 """Each command that reads what a stranger may have made, several ways each."""
 

@@ -1,7 +1,7 @@
 """Environments and rewards that fail on purpose; a config names them `tests.faults.plugins:Name`.
 
-Which fault befalls which call follows from a file in the folder `marks`, so that it happens once and not again when the
-work is redone: a process that hangs or exits leaves its mark first.
+Which fault befalls which call follows from a count in the folder `marks`, so that it happens once and not again when the
+work is redone: a process that hangs or exits has counted first.
 """
 
 from __future__ import annotations
@@ -14,15 +14,7 @@ from typing import Any
 
 from rayrlhf.envs.single_turn import SingleTurn
 from rayrlhf.types import Trajectory
-
-
-def first_time(marks: str, name: str) -> bool:
-    """Whether nobody asked for this name in this folder before."""
-    try:
-        os.close(os.open(Path(marks, name), os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
+from tests.faulty_games import count_up
 
 
 class Faulty(SingleTurn):
@@ -39,10 +31,7 @@ class Faulty(SingleTurn):
         self.fault, self.marks, self.at = fault, marks, at
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        number = 0
-        while not first_time(self.marks, f"step-{number}"):
-            number += 1
-        if number == self.at:
+        if count_up(Path(self.marks, "steps")) - 1 == self.at:
             self.fail()
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, float("nan") if self.fault == "nan" else reward, terminated, truncated, info
@@ -70,9 +59,7 @@ class FaultyReward:
         self.fault, self.marks, self.at = fault, marks, at
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        number = 0
-        while not first_time(self.marks, f"call-{number}"):
-            number += 1
+        number = count_up(Path(self.marks, "calls")) - 1
         if number >= self.at and self.fault == "nan":
             return [float("nan")] * len(trajectories)
         if number == self.at:

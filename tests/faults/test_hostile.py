@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import typer
-from hostile import ATTACKS, MODULE, SECRET, VICTIM, Attack, Ground
 
+from rayrlhf import files
 from rayrlhf.errors import UserError
 from rayrlhf.reading import printable
-
-QUICK = {
-    "play: an environment of the folder's own", "play: a transcript that names code", "generate: a model folder with code",
-    "replay: a reward of the standard library", "report: the summary on its way is a link", "report: samples are a link",
-    "report: metrics are a pipe", "report: a name with backslashes", "report: a name with half a surrogate",
-    "report: a sweep named as a template's place", "report: a trial whose folder lies outside",
-    "train: config.yaml of a run names code", "train: the lock is a link", "sweep: a trial's config names code",
-    "rate: a validity check of the folder's own", "rank: a table that never ends", "loop: the task's settings trust a model",
-    "generate: files that no manifest lists",
-}  # fmt: skip
-"""Of each kind one, in the normal suite."""
+from rayrlhf.trust import Trust
+from tests.faults.hostile import ATTACKS, MODEL_CODE, MODULE, SECRET, VICTIM, Attack, Ground
+from tests.faults.test_fuzz import no_hang
 
 
 @pytest.fixture
@@ -65,47 +59,75 @@ def check_harmless(ground: Ground) -> None:
     assert not any(SECRET.encode() in path.read_bytes() for path in inside)
 
 
-def parameters(attacks: list[Attack]) -> list[object]:
-    """The quick ones of `attacks` as they are, the others among the long tests."""
-    long = (pytest.mark.slow, pytest.mark.faults)
-    return [pytest.param(attack, id=attack.name, marks=() if attack.name in QUICK else long) for attack in attacks]
+def one_of(attacks: Iterable[Attack]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in attacks])
 
 
-@pytest.mark.parametrize("attack", parameters(list(ATTACKS)))
-@pytest.mark.timeout(180)
-def test_a_command_treats_what_a_stranger_prepared_as_data(attack: Attack, ground: Ground) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        refusal = answer(attack.command, attack.lay(ground))
+@one_of(ATTACKS)
+def test_a_command_treats_what_a_stranger_prepared_as_data(
+    attack: Attack, ground: Ground, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = attack.lay(ground)
+    with warnings.catch_warnings(record=True) as told, no_hang():
+        warnings.simplefilter("always")
+        refusal = answer(attack.command, arguments)
     check_harmless(ground)
-    assert refusal is None or "Traceback" not in refusal
+    assert SECRET not in f"{refusal}{capfd.readouterr()}"
+    if attack.says is None:
+        assert refusal is None
+        return
+    assert refusal is not None
+    assert "Traceback" not in refusal
+    assert re.search(attack.says, "\n".join([refusal, *(str(warning.message) for warning in told)]))
     if attack.runs_if_trusted is not None:
-        assert refusal is not None
         assert "--trust" in refusal
 
 
-@pytest.mark.slow
-@pytest.mark.faults
-@pytest.mark.parametrize(
-    "attack", [pytest.param(attack, id=attack.name) for attack in ATTACKS if attack.runs_if_trusted is not None]
-)
+@one_of(attack for attack in ATTACKS if attack.runs_if_trusted is not None)
 @pytest.mark.timeout(300)
 def test_the_same_code_runs_where_the_command_line_trusts_its_folder(
     attack: Attack, ground: Ground, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The attacks hold code that would run; and a person's own word lets it, after it was told."""
     assert attack.runs_if_trusted is not None
-    try:
-        answer(attack.command, [*attack.lay(ground), "--trust", attack.runs_if_trusted])
-    except Exception as error:  # what the stranger's plugin does then is its own affair
-        print(error)
-    assert ground.ran.exists()
-    assert "this code runs" in capfd.readouterr().err
+    refusal = answer(attack.command, [*attack.lay(ground), "--trust", attack.runs_if_trusted])
+    out, err = capfd.readouterr()
+    assert ground.ran.exists(), refusal
+    assert "this code runs" in err
+    if attack.says == MODEL_CODE:  # it reads as any other
+        assert refusal is None
+        assert out.strip()
 
 
-def test_each_name_of_the_quick_part_is_an_attack() -> None:
-    assert {attack.name for attack in ATTACKS} >= QUICK
-    assert len(ATTACKS) >= 40
+GUARDED = (
+    "play: an environment of the folder's own", "replay: a reward of the folder's own", "report: samples are a link",
+    "report: the summary on its way is a link", "report: sessions are a link", "report: a trial is a link",
+    "report: a table on its way is a link", "rank: its folder is a link", "compare: a model with code",
+)  # fmt: skip
+
+
+@one_of(attack for attack in ATTACKS if attack.name in GUARDED)
+def test_without_its_guards_a_command_does_the_harm(
+    attack: Attack, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever follows links and trusts every folder is found out by the checks above."""
+    monkeypatch.setattr(files, "_check_entry", lambda path: None)
+    monkeypatch.setattr(os, "O_NOFOLLOW", 0)
+    monkeypatch.setattr(Trust, "covers", lambda trust, source: True)
+    with contextlib.suppress(Exception):
+        answer(attack.command, attack.lay(ground))
+    with pytest.raises(AssertionError):
+        check_harmless(ground)
+
+
+def test_a_folder_is_trusted_with_all_that_lies_in_it_and_nothing_beside_it(tmp_path: Path) -> None:
+    given, beside = tmp_path / "run", tmp_path / "run-2"
+    for folder in (given, beside):
+        folder.mkdir()
+    (given / "out").symlink_to(beside)
+    trust = Trust.of([str(given), "hub/model"])
+    assert all(trust.covers(source) for source in (given, given / "alarms" / "000001-kl", "hub/model"))
+    assert not any(trust.covers(source) for source in (beside, given / "out", tmp_path, "hub/model-2", "hub"))
 
 
 def test_what_a_persons_own_config_said_is_remembered_by_path_and_words(

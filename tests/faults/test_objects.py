@@ -13,9 +13,12 @@ import pytest
 import ray
 
 from rayrlhf import trainer
+from rayrlhf.cluster import Lost
+from rayrlhf.config import RolloutConfig
 from rayrlhf.errors import LearnerError, RolloutError
 from rayrlhf.learner_group import LearnerGroup
-from rayrlhf.trainer import train
+from rayrlhf.progress import Progress
+from rayrlhf.trainer import Observer, Trainer, train
 from rayrlhf.types import EpisodeSpec, Weights
 from rayrlhf.worker import PlayedBatch, PublishedWeights, RolloutPool
 from tests.faults import job
@@ -70,6 +73,44 @@ class LosesAllWeights(LosesWeights):
     until = 10**9
 
 
+class LosesFirst:
+    """Stands for a pool whose weights are lost at its first plays."""
+
+    def __init__(self, lost: int) -> None:
+        self.config = RolloutConfig(max_retries=2)
+        self.lost, self.asked = lost, []
+
+    def play(self, specs: Sequence[Sequence[EpisodeSpec]], weights: str) -> list[str]:
+        self.asked.append(weights)
+        if len(self.asked) <= self.lost:
+            raise Lost(f"{weights}: an object was lost")
+        return ["played"]
+
+
+class Publishes:
+    """Stands for a learner, and counts."""
+
+    published = 0
+
+    def publish(self) -> str:
+        self.published += 1
+        return f"weights {self.published}"
+
+
+@pytest.mark.parametrize("times", [0, 1, 2, 3])
+def test_lost_weights_are_published_as_often_as_a_batch_is_tried_again(times: int) -> None:
+    pool, learner = LosesFirst(times), Publishes()
+    with Progress(1) as progress:
+        playing = Trainer(None, pool, None, None, learner, None, None, None, progress, 0.0, Observer())  # type: ignore[arg-type]
+        if times < 3:
+            assert playing.play([], "weights 0") == (["played"], f"weights {times}")  # type: ignore[arg-type]
+        else:
+            with pytest.raises(RolloutError, match=r"weights 2: an object was lost, 3 times \(rollout.max_retries\)"):
+                playing.play([], "weights 0")  # type: ignore[arg-type]
+    assert pool.asked == [f"weights {n}" for n in range(min(times, 2) + 1)]
+
+
+@pytest.mark.faults
 def test_lost_weights_are_published_again_and_change_nothing(
     tiny_model: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +122,7 @@ def test_lost_weights_are_published_again_and_change_nothing(
     assert job.results(tmp_path / "job", 4) == job.results(undisturbed, 4)
 
 
+@pytest.mark.faults
 def test_weights_that_are_lost_time_after_time_end_the_run_by_name(
     tiny_model: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.mutations.drawn import DRAWN
+from tests.mutations.guards import GUARDS
 from tests.mutations.runner import HEAVY, Job, Mutation, Verdict, baselines, run
 from tests.mutations.table import MUTATIONS
 
 
 def main(
-    words: Sequence[str], mutations: Sequence[Mutation] = (*MUTATIONS, *DRAWN), imported: Sequence[str] = HEAVY
+    words: Sequence[str], mutations: Sequence[Mutation] = (*MUTATIONS, *DRAWN, *GUARDS), imported: Sequence[str] = HEAVY
 ) -> int:
     """Runs and prints; the exit code. imported: what all runs of tests share."""
     wanted = [m for m in mutations if not words or any(word in f"{m.name} {m.place}" for word in words)]

@@ -11,6 +11,7 @@ from tests.mutations.runner import Mutation
 ADVANTAGES = "test_advantages.py::"
 CONSTRAINED = "test_constrained.py::"
 CONTROLLERS = "test_controllers.py::"
+FAMILIES = "test_model_families.py::"
 KL = "test_kl.py::"
 LOSSES = "test_losses.py::"
 MICRO = "test_micro_batches.py::"
@@ -642,14 +643,14 @@ MUTATIONS = (
         "sampling.decoding:start_decoding",
         "(mask[:, :longest].cumsum(1) - 1).clamp(min=0)",
         "torch.arange(longest, device=device).expand_as(ids)",
-        SAMPLING + "test_common_models_are_sampled_by_their_cache",
+        FAMILIES + "test_the_usual_architectures_sample_with_their_cache",
     ),
     Mutation(
         "a smaller batch keeps the first rows of the mask",
         "sampling.decoding:Decoding.select",
         "self.mask.index_select(0, rows)",
         "self.mask.index_select(0, torch.arange(len(rows)) % len(self.mask))",
-        SAMPLING + "test_common_models_are_sampled_by_their_cache",
+        FAMILIES + "test_the_usual_architectures_sample_with_their_cache",
     ),
     Mutation(
         "the prompt's log-probabilities are one token late",
