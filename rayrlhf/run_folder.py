@@ -241,9 +241,10 @@ class RunFolder:
     def kept_model(self, source: str) -> Path | None:
         """The model that the run started from, where it lies in the folder `source` still, as the checkpoints of another
         run do. Raises RunFolderError where what was kept of it is damaged."""
-        found = Path(self._kept()["path"]) if self.begun and self.started_from.is_file() else None
-        there = found is not None and found.is_dir() and found.is_relative_to(Path(source).expanduser().resolve())
-        return found if there else None
+        if not self.begun or not self.started_from.is_file():
+            return None
+        found = Path(self._kept().get("path", ""))
+        return found if found.is_dir() and found.is_relative_to(Path(os.path.expanduser(source)).resolve()) else None
 
     def _kept(self) -> dict[str, str]:
         kept = read_json(self.started_from, RunFolderError)

@@ -68,11 +68,9 @@ class RunState:
         """Where a run of `done` iterations goes on once it is resumed, in words."""
         if self.saved == done:
             return "goes on from there"
-        return (
-            f"goes on from the checkpoint after {self.saved} of them"
-            if self.saved
-            else "begins anew: there is no checkpoint"
-        )
+        if self.saved:
+            return f"goes on from the checkpoint after {self.saved} of them"
+        return "begins anew: there is no checkpoint"
 
     def restore(self) -> int:
         """Goes back to the latest checkpoint, or to the start where there is none; returns the iterations done."""

@@ -21,7 +21,7 @@ from conftest import build_tiny_model
 from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config
-from rayrlhf.errors import RunFolderError, StorageError
+from rayrlhf.errors import ModelError, RunFolderError, StorageError
 from rayrlhf.files import append_to, replace_file
 from rayrlhf.lock import FolderLock, Held, _become_writer
 from rayrlhf.run_folder import RunFolder, has_probe, refuse_taken, remove_probe, write_probe
@@ -407,6 +407,8 @@ def test_a_run_goes_on_with_the_checkpoint_that_it_started_from(tmp_path: Path) 
     saved(3)  # which removes the first
     assert not began.exists()
     assert starting_point(config, config.model).model.path == str(later).replace("000002", "000003")
+    with pytest.raises(ModelError, match="~nobody-here: this is no path"):
+        starting_point(config, config.model.model_copy(update={"path": "~nobody-here"}))
     elsewhere = config.model.model_copy(update={"path": str(model)})
     folder.started_from.write_text(json.dumps({"path": str(later)}))
     assert starting_point(config, elsewhere).model.path == str(model)
