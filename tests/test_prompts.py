@@ -119,9 +119,7 @@ def test_jsonl_takes_the_field_of_each_object(tokenizer: PreTrainedTokenizerBase
 
 
 @pytest.mark.parametrize("name", ["p.JSONL", "p.ndjson", "p.jsonlines"])
-def test_jsonl_under_its_other_names_is_no_text(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, name: str
-) -> None:
+def test_jsonl_under_its_other_names_is_no_text(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, name: str) -> None:
     path = written(tmp_path / name, {"prompt": "One"})
     for given in ({"file": path}, {"folder": str(tmp_path)}):
         assert [prompt.text for prompt in load(tokenizer, **given).items] == ["One"]

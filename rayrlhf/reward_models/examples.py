@@ -76,7 +76,7 @@ def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     """An .npz file, whole or not there. Raises as `replace_file`."""
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
-    replace_file(path, [file.getbuffer()])
+    replace_file(path, [file.getvalue()])
 
 
 def epoch_order(examples: int, batch_size: int, epochs: int, seed: int) -> IntArray:
