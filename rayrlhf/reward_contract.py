@@ -18,6 +18,7 @@ from rayrlhf.errors import RewardError
 from rayrlhf.plugin_contract import CheckResult, ContractError, checked
 from rayrlhf.response_rules import Scorer
 from rayrlhf.reward_mixture import build_reward, shortened
+from rayrlhf.reward_parameters import named_part
 from rayrlhf.reward_process import RewardProcess
 from rayrlhf.types import EpisodeScore, Trajectory, Turn
 
@@ -66,7 +67,7 @@ def check_reward(name: str, timeout_s: float = 10.0, /, **parameters: Any) -> li
     Raises RewardError where the reward cannot be loaded or built; all that goes wrong later is in the results, which end
     with the first one where not even ordinary texts can be scored.
     """
-    part = RewardPart.model_validate({**parameters, "name": name})
+    part = named_part(name, parameters)
     with RewardProcess([part], timeout_s) as process:
         contract = _Contract(part, process, timeout_s)
         scores = checked("ordinary texts score a finite number", contract.score_examples)

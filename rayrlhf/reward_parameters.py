@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from rayrlhf.config import RewardPart
 from rayrlhf.errors import RewardError
 from rayrlhf.plugin_parameters import listing, named_parameters, parameter_faults, signature_of
 from rayrlhf.plugins import is_instance, underlying
+from rayrlhf.reading import typed
 
 _TAKEN = frozenset({"name", "weight"})
 _POSITIONAL = (
@@ -27,6 +29,11 @@ def parameters_of(plugin: Any) -> dict[str, inspect.Parameter]:
     if not inspect.isclass(underlying(plugin)):
         parameters = parameters[1:]
     return named_parameters(parameters)
+
+
+def named_part(name: str, parameters: Mapping[str, Any]) -> RewardPart:
+    """The part that a command line names. Raises RewardError where what every part has (weight, actors) is given wrongly."""
+    return typed(RewardPart, {**parameters, "name": name}, f"reward {name}", RewardError)
 
 
 def described(plugin: Any) -> str:

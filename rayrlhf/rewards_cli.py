@@ -47,9 +47,8 @@ def list_rewards() -> None:
 @rewards_app.command()
 def show(name: Name, param: Parameters = None) -> None:
     """A reward's documentation, its parameters, an example for a config, and its scores on example texts."""
-    from rayrlhf.config import RewardPart
     from rayrlhf.reward_contract import EXAMPLE_TEXTS, example_trajectory
-    from rayrlhf.reward_parameters import described, parameters_of
+    from rayrlhf.reward_parameters import described, named_part, parameters_of
     from rayrlhf.reward_process import RewardProcess
 
     plugin = plugins.load("reward", name)
@@ -64,7 +63,7 @@ def show(name: Name, param: Parameters = None) -> None:
         say(f"\nTo see scores, give {' '.join(f'--param {key}=...' for key in missing)}")
         return
     say("\nScores:")
-    with RewardProcess([RewardPart.model_validate({**given, "name": name})], timeout_s=60.0) as process:
+    with RewardProcess([named_part(name, given)], timeout_s=60.0) as process:
         scores = process.score([example_trajectory(*texts) for texts in EXAMPLE_TEXTS])
     for (prompt, response), score in zip(EXAMPLE_TEXTS, scores, strict=True):
         say(f"  {float(score.total.sum()):8.3f}  {prompt}{response}")
@@ -81,11 +80,11 @@ def check(name: Name, param: Parameters = None, timeout: Timeout = 10.0) -> None
 @rewards_app.command("time")
 def measure(name: Name, param: Parameters = None, timeout: Timeout = 60.0) -> None:
     """Episodes a second in batches of 1, 32 and 256, as a run has them scored: in a process of their own."""
-    from rayrlhf.config import RewardPart
     from rayrlhf.reward_contract import EXAMPLE_TEXTS, example_trajectory
+    from rayrlhf.reward_parameters import named_part
     from rayrlhf.reward_process import RewardProcess
 
-    with RewardProcess([RewardPart.model_validate({**_parsed(param), "name": name})], timeout) as process:
+    with RewardProcess([named_part(name, _parsed(param))], timeout) as process:
         for size in _BATCH_SIZES:
             texts = [EXAMPLE_TEXTS[index % len(EXAMPLE_TEXTS)] for index in range(size)]
             batch = [example_trajectory(*pair, index=index) for index, pair in enumerate(texts)]

@@ -29,7 +29,7 @@ from rayrlhf.errors import LearnerError, StorageError, UserError
 from rayrlhf.files import append_to, replace_file, saving
 from rayrlhf.strategy import bucket_elements, known_types_only, prepare_environment, ray_deepspeed
 
-PROGRESS, FAULT, MODEL = "progress.jsonl", "fault.txt", "model"  # files of the work folder
+PROGRESS, MODEL = "progress.jsonl", "model"  # files of the work folder
 TOO_MANY = "too-many.txt"  # another: how many examples a forward pass had when memory ran out, a line each
 _CHECKPOINT = "lightning.ckpt"
 
@@ -274,14 +274,23 @@ def fitting(settings: SupervisedSettings, work: Path) -> SupervisedSettings:
 def train_on_worker(config: Mapping[str, Any]) -> None:
     """One Ray Train worker: from the last checkpoint, if there is one, to the end. `config`: `as_config`'s."""
     work = Path(config["work"])
+    if faults(work):  # raised, it was taken for a failure of the machine: this is the restart, which would repeat it
+        return
     try:
         _train_on_worker(config, work)
     except StorageError:
         raise
     except UserError as error:
-        # Raised, it would be taken for a failure of the machine, and be repeated after every restart.
-        if ray.train.get_context().get_world_rank() == 0:
-            replace_file(work / FAULT, [str(error).encode("utf-8", "surrogatepass")])
+        context = ray.train.get_context()
+        told = work / f"fault-{context.get_world_rank():06d}.txt"
+        replace_file(told, [str(error).encode("utf-8", "surrogatepass")])
+        if context.get_world_size() > 1:  # the others may wait for this worker
+            raise
+
+
+def faults(work: Path) -> list[Path]:
+    """What workers said that the user can act on, a file each, in the order of their ranks."""
+    return sorted(work.glob("fault-*.txt"))
 
 
 def _train_on_worker(config: Mapping[str, Any], work: Path) -> None:

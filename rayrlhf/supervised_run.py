@@ -23,7 +23,7 @@ from rayrlhf.errors import CheckpointError, InstallationError, LearnerError, Run
 from rayrlhf.files import check_plain, replace_file, saving
 from rayrlhf.reading import json_value, read_record, typed_value
 from rayrlhf.room import check_start
-from rayrlhf.supervised import FAULT, MODEL, PROGRESS, Build, SupervisedSettings, as_config, train_on_worker
+from rayrlhf.supervised import MODEL, PROGRESS, Build, SupervisedSettings, as_config, faults, train_on_worker
 from rayrlhf.worker_death import GONE, SUPERVISED_MEMORY, death_of
 
 SUMMARY = "training.json"
@@ -156,17 +156,25 @@ def _fit(settings: SupervisedSettings, work: Path, build: Build, show: Callable[
                 worker_runtime_env=environment,
             ),
         )
-        (work / FAULT).unlink(missing_ok=True)
+        for file in faults(work):
+            file.unlink()
         with _shown(work / PROGRESS, settings.steps, show):
             try:
                 result = trainer.fit()
             except ray.train.TrainingFailedError as error:
+                raise_fault(work)
                 raise _reason(error, work) from error
-    if (work / FAULT).is_file():
-        raise LearnerError(f"{(work / FAULT).read_text()} (its state stays in {work}: remove it to begin anew)")
+    raise_fault(work)
     assert result.metrics is not None
     loss: float | None = result.metrics["validation_loss"]
     return loss
+
+
+def raise_fault(work: Path) -> None:
+    """Raises LearnerError where a worker met something that the user can act on."""
+    for file in faults(work):
+        told = file.read_text(encoding="utf-8", errors="surrogatepass")
+        raise LearnerError(f"{told} (its state stays in {work}: remove it to begin anew)")
 
 
 def _check_resources(workers: int, cuda: bool) -> None:

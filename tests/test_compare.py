@@ -243,6 +243,8 @@ def test_wrong_arguments_are_named(tmp_path: Path, files: tuple[Path, Path]) -> 
         (["--temperature", "0"], UserError),
         (["--param", "letter=e"], UserError),
         (["--judge", "aliteration"], RewardError),
+        (["--judge", "length", "--param", "weight=abc"], RewardError),
+        (["--judge", "length", "--margin", "inf"], UserError),
     ):
-        result = run(*files, "-o", tmp_path / "out", *words)
+        result = run(*files, "-o", tmp_path / words[-1], *words)
         assert isinstance(result.exception, fault), result.output

@@ -411,3 +411,6 @@ def test_commands_tell_wrong_names_and_parameters() -> None:
         run("test", "length", "--param", "target")
     with pytest.raises(RewardError, match="has no parameter `goal`"):
         run("time", "length", "--param", "goal=3")
+    for command in ("show", "test", "time"):
+        with pytest.raises(RewardError, match="reward length: weight: Input should be a valid number"):
+            run(command, "length", "--param", "weight=abc")

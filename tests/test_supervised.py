@@ -40,8 +40,16 @@ from rayrlhf.next_token_data import prepare_blocks
 from rayrlhf.policy import resolve_model
 from rayrlhf.sft_cli import parse_architecture, sft
 from rayrlhf.stories import generate_stories
-from rayrlhf.supervised import ProgressAndCheckpoints, SupervisedModule, SupervisedSettings, cosine_with_warmup
-from rayrlhf.supervised_run import supervised_run, work_folder
+from rayrlhf.supervised import (
+    ProgressAndCheckpoints,
+    SupervisedModule,
+    SupervisedSettings,
+    as_config,
+    cosine_with_warmup,
+    faults,
+    train_on_worker,
+)
+from rayrlhf.supervised_run import raise_fault, supervised_run, work_folder
 from rayrlhf.tokenizer_training import EOS, new_llama, train_tokenizer
 
 ARCHITECTURE = "hidden=32,layers=1,heads=2,kv_heads=2,mlp=64,context=64"
@@ -450,3 +458,21 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_a_message(tmp_path: Path) -> Non
     module = SupervisedModule(torch.nn.Linear(1, 1), settings())
     with full_disk(), pytest.raises(StorageError, match="could not be written: No space left on device"):
         ProgressAndCheckpoints(settings(), tmp_path).on_train_epoch_end(trainer, module)
+
+
+def build_broken(asked: SupervisedSettings, work: Path) -> SupervisedModule:
+    raise LearnerError("no weights, \udcff")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_fault_of_any_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Not of the first alone; those that wait for it end with it, and its restart repeats nothing."""
+    context = SimpleNamespace(get_world_rank=lambda: workers - 1, get_world_size=lambda: workers)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    config = as_config(settings(workers=workers), tmp_path, build_broken)
+    with pytest.raises(LearnerError) if workers > 1 else contextlib.nullcontext():
+        train_on_worker(config)
+    assert [file.name for file in faults(tmp_path)] == [f"fault-{workers - 1:06d}.txt"]
+    train_on_worker({**config, "build": None})
+    with pytest.raises(LearnerError, match=r"no weights, \udcff \(its state stays in"):
+        raise_fault(tmp_path)

@@ -43,11 +43,11 @@ def compare(
     """
     from functools import partial
 
-    from rayrlhf.config import RewardPart
     from rayrlhf.plugin_cli import parsed_parameters
     from rayrlhf.preferences.compare import BlindComparison, judge_equal_texts, report
     from rayrlhf.preferences.compare_config import CompareConfig
     from rayrlhf.preferences.compare_samples import collect
+    from rayrlhf.reading import typed
     from rayrlhf.trust import Trust
 
     if not 0 < temperature < float("inf"):
@@ -55,10 +55,12 @@ def compare(
     if param and judge is None:
         raise UserError("--param is of a judge: name one with --judge")
     parameters = parsed_parameters(param or (), RewardError, "--param ")
-    config = CompareConfig(
-        a=a, b=b, samples=samples, prompt=prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
-        allow_unequal=allow_unequal, judge=judge, judge_parameters=parameters, margin=margin,
-    )  # fmt: skip
+    given = {
+        "a": a, "b": b, "samples": samples, "prompt": prompt, "max_new_tokens": max_new_tokens,
+        "temperature": temperature, "seed": seed, "allow_unequal": allow_unequal, "judge": judge,
+        "judge_parameters": parameters, "margin": margin,
+    }  # fmt: skip
+    config = typed(CompareConfig, given, "compare", UserError)
     with BlindComparison(output, config, partial(collect, trust=Trust.of(trust))) as comparison:
         for note in comparison.notes:
             say(f"note: {note}")
@@ -73,9 +75,10 @@ def compare(
                     judge_at_terminal(comparison, rater, plain_console(), keys)
             else:
                 from rayrlhf.preferences.compare_judge import judge_all
+                from rayrlhf.reward_parameters import named_part
                 from rayrlhf.reward_process import RewardProcess
 
-                with RewardProcess([RewardPart.model_validate({**parameters, "name": judge})], timeout) as process:
+                with RewardProcess([named_part(judge, parameters)], timeout) as process:
                     judge_all(comparison, process, judge, margin)
         finally:
             comparison.write_results()
