@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from io import TextIOWrapper
-from pathlib import Path
 from typing import NoReturn
 
 from rayrlhf.errors import StorageError, UserError
@@ -21,11 +19,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what the terminal's encoding lacks is escaped, and stops nothing
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    warnings.formatwarning = _told_warning
     try:
         working_folder_last()  # before much is imported: a file there may have the name of what we need
         from rayrlhf.cli import app
+        from rayrlhf.messages import show_plainly
 
+        show_plainly()
         with ended_as_by_ctrl_c():
             app(prog_name="rayrlhf")
     except UserError as error:
@@ -51,16 +50,6 @@ def _end_with(error: UserError) -> NoReturn:
 
     print(f"error: {printable(str(error))}", file=sys.stderr)  # it may repeat what a stranger wrote
     sys.exit(1 if isinstance(error, StorageError) else 2)
-
-
-def _told_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Ours as one line, for the person who started the command; a library's with its place."""
-    from rayrlhf.reading import printable
-
-    own = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
-    return f"{'warning' if own else f'{filename}:{lineno}: {category.__name__}'}: {printable(str(message))}\n"
 
 
 def _say_interrupted() -> None:

@@ -10,7 +10,7 @@ from rayrlhf.detector import Alarm
 from rayrlhf.detector_config import DetectorAction
 from rayrlhf.dumps import KeptBatch, write_dump
 from rayrlhf.json_lines import keep_lines, line, open_append, records
-from rayrlhf.reading import Count, Number, Whole
+from rayrlhf.reading import Count, Number, Whole, is_number
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import Weights
 
@@ -66,9 +66,10 @@ class AlarmLog:
 
 
 def record_of(alarm: Alarm, attempt: int, dump: str | None) -> AlarmRecord:
-    return AlarmRecord(
-        alarm.iteration, alarm.rule, alarm.value, alarm.threshold, alarm.action, attempt, alarm.message, dump
+    value, threshold = (
+        number if number is None or is_number(number) else None for number in (alarm.value, alarm.threshold)
     )
+    return AlarmRecord(alarm.iteration, alarm.rule, value, threshold, alarm.action, attempt, alarm.message, dump)
 
 
 def read_alarms(folder: Path) -> list[AlarmRecord]:

@@ -24,6 +24,7 @@ import time
 from typing import Any
 
 from rayrlhf.error_location import is_user_file, shown_path
+from rayrlhf.messages import show_plainly
 
 # -P and the parent's own sys.path: the child imports what the parent would, and never the caller's __main__.
 _BOOT = (
@@ -166,7 +167,8 @@ def _place(dump: bytes) -> str:
 
 
 def enter_child(connection_fd: int, dump_fd: int, parent_pid: int) -> tuple[Channel, queue.SimpleQueue[Any]]:
-    """What a child's `main` does first: makes it die with its parent and dump its stacks when it hangs or crashes.
+    """What a child's `main` does first: makes it die with its parent, tell messages as its parent does, and dump its
+    stacks when it hangs or crashes.
 
     Returns the channel for answers, and the parent's messages as they come in: None once the parent is gone.
     """
@@ -175,6 +177,7 @@ def enter_child(connection_fd: int, dump_fd: int, parent_pid: int) -> tuple[Chan
         # Signals that reach a whole process group are for the parent to act on. A handler that does nothing rather
         # than SIG_IGN, which programs that the child starts would inherit.
         signal.signal(number, lambda *_: None)
+    show_plainly()
     faulthandler.enable(file=dump_fd)
     faulthandler.register(_DUMP_SIGNAL, file=dump_fd, all_threads=True)
     sys.argv = ["rayrlhf"]

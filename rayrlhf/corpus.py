@@ -30,7 +30,7 @@ def read_documents(sources: Sequence[Path]) -> list[str]:
     documents: list[str] = []
     for source in sources:
         for file in _files(source):
-            found = [document for document in _read(file) if document.strip()]
+            found = [document for document in _read(file, piped=file is source) if document.strip()]
             if not found:
                 raise PromptError(f"--text {file}: the file has no text")
             documents += found
@@ -48,8 +48,8 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path) -> Iterator[str]:
-    text = read_text(file, PromptError, f"--text {file}")
+def _read(file: Path, piped: bool) -> Iterator[str]:
+    text = read_text(file, PromptError, f"--text {file}", piped)
     if file.suffix != ".jsonl":
         yield from (document.strip("\r\n") for document in text.split(EOS))
         return

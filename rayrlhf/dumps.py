@@ -110,6 +110,11 @@ def read_dump(folder: Path) -> Dump:
             f"{folder} has format {found.format!r:.40}; this version of RayRLHF reads format {FORMAT}"
         )
     content = read_record(folder / BATCH, _Content, CheckpointError, advice, finite=False)
+    episodes, texts, scores = sum(map(len, content.specs)), len(content.texts), len(content.scores)
+    if texts != episodes or scores not in (0, episodes):
+        raise CheckpointError(
+            f"{folder / BATCH} is damaged: it is of {episodes} episodes and has {texts} texts and {scores} scores: {advice}"
+        )
     try:
         return Dump(
             message=content.message,

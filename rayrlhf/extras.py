@@ -6,7 +6,7 @@ import importlib.util
 
 from rayrlhf.errors import InstallationError
 
-PACKAGES = {"rating": ("fastapi", "uvicorn", "jinja2"), "sweep": ("optuna",)}
+PACKAGES = {"rating": ("fastapi", "uvicorn"), "sweep": ("optuna",)}
 """Extra -> the modules that it brings."""
 
 

@@ -83,7 +83,7 @@ def show(console: Console, trajectories: list[Trajectory], scores: list[EpisodeS
             title = f"{number + 1}: {parts}"
         shown = Text(trajectory.turns[0].observation, style="dim")
         shown.append(trajectory.turns[0].action, style="default")
-        console.print(Panel(shown, title=title, title_align="left"))
+        console.print(Panel(shown, title=Text(title), title_align="left"))
     if scores is not None:
         for name in scores[0].parts:
             values = np.array([score.parts[name] for score in scores])

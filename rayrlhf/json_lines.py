@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayrlhf.errors import RunFolderError
-from rayrlhf.files import LineWriter, append_to, replace_file, storing
-from rayrlhf.reading import Damage, json_value, typed_value
+from rayrlhf.files import LineWriter, append_to, open_own, replace_file, storing
+from rayrlhf.reading import Damage, check_file, json_value, typed_value
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -83,6 +83,7 @@ def _typed(path: Path, number: int, kind: type[T], row: Row) -> T:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    check_file(path, RunFolderError)
     try:
         with open(path, "rb") as file:
             yield from file
@@ -97,13 +98,14 @@ def _damaged(path: Path, number: int, error: Damage) -> RunFolderError:
 def open_append(path: Path) -> LineWriter:
     """Opens a record for appending, without what a killed process left torn at its end: a copy of that stays beside."""
     if os.path.exists(path):
-        end, last = 0, b""
-        for last in _lines(path):
-            end += len(last)
-        if last and parse(last) is None:
-            _set_aside(path, [last])
-            with storing(path):
-                os.truncate(path, end - len(last))
+        with open(open_own(path, os.O_RDWR), "r+b") as file:
+            end, last = 0, b""
+            for last in file:
+                end += len(last)
+            if last and parse(last) is None:
+                _set_aside(path, [last])
+                with storing(path):
+                    file.truncate(end - len(last))
     return append_to(path)
 
 

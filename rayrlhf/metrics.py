@@ -24,7 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from rayrlhf.errors import NotFiniteError
 from rayrlhf.files import storing
 from rayrlhf.json_lines import LineWriter, keep_lines, line, open_append, records
-from rayrlhf.reading import Count, Number, Whole
+from rayrlhf.reading import Count, Number, Whole, is_number
 from rayrlhf.run_folder import RunFolder
 from rayrlhf.types import GameState, Trajectory
 
@@ -211,7 +211,7 @@ def iteration_name(iteration: int) -> str:
 
 def _finite(name: str, value: float, iteration: int) -> float:
     number = float(value)
-    if not math.isfinite(number):
+    if not is_number(number):
         raise NotFiniteError(
             f"{iteration_name(iteration)}: {name} is {number}. The run stops here. Lower optimizer.lr or look at the "
             "reward, then continue with --resume, where there is a checkpoint, or start anew"

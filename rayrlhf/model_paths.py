@@ -14,7 +14,7 @@ from pathlib import Path
 from rayrlhf.checkpoint import MANIFEST, MODEL, newest_model, verify, whole_checkpoints
 from rayrlhf.errors import CheckpointError, ModelError
 from rayrlhf.model_config import check_claims, first_line
-from rayrlhf.reading import printable
+from rayrlhf.reading import check_files, printable
 
 ASSETS = Path(__file__).parent / "assets"
 HUB_TIMEOUT_S = 10.0  # of each of two tries to reach it
@@ -53,6 +53,7 @@ def resolve_model(path: str) -> str:
 
 def _model_folder(folder: Path, path: str) -> Path:
     found = folder if (folder / "config.json").is_file() else _saved_in(folder, path)
+    check_files(found, ModelError)
     check_claims(found, path)
     return found.resolve()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayrlhf.errors import PromptError
-from rayrlhf.reading import parse_json, read_text
+from rayrlhf.reading import check_file, parse_json, read_text
 
 Messages = list[dict[str, Any]]
 """A conversation: `{"role": ..., "content": ...}` in order."""
@@ -102,6 +102,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Row | None]:
     import pyarrow
     import pyarrow.parquet
 
+    check_file(path, PromptError)
     try:
         table = pyarrow.parquet.ParquetFile(path)
         names = table.schema_arrow.names
@@ -111,7 +112,7 @@ def _parquet_rows(path: Path, field: str) -> Iterator[Row | None]:
         for number, value in enumerate(values, start=1):
             place = f"{path} row {number}"
             yield Row(place, _content(value, place, field))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path}: cannot be read as parquet: {error}") from error
 
 

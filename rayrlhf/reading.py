@@ -28,24 +28,23 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _NOT_SHOWN = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # of JSON, and whole strings, which may hold some
 SHOWN = 200  # characters of a stranger's text that a message repeats
+LARGEST = 1e100  # of the numbers in records
 MAX_DEPTH = 100  # of nested JSON and YAML: what is deeper can be read, but not always compared or written
 
 
+def is_number(value: float) -> bool:
+    """Whether a record may hold it: finite, and so far from the end of the floats that sums and squares are finite."""
+    return abs(value) <= LARGEST
+
+
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-        raise ValueError("it has to be a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_number(value):
+        raise ValueError(f"it has to be a finite number, at most {LARGEST:g}")
     return value
 
 
-def _is_finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # an integer beyond the floats
-        return False
-
-
 Number = Annotated[float, PlainValidator(_number)]
-"""Of a record: finite; no text, no truth value."""
+"""Of a record: see `is_number`; no text, no truth value."""
 Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 """Of a record: an integer of 64 bits."""
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
@@ -80,6 +79,13 @@ def check_file(path: Path, fault: type[UserError], place: str = "") -> None:
         mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise fault(f"{place or path}: is no file but a pipe or a device: write what it holds to a file, and name that")
+
+
+def check_files(folder: Path, fault: type[UserError]) -> None:
+    """`check_file` of what lies in a folder or in one of its folders: where a library opens what it finds there."""
+    for entry in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if entry.exists():
+            check_file(entry, fault)
 
 
 @contextmanager

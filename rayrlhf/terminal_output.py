@@ -37,5 +37,5 @@ class PlainConsole(Console):
 
 
 def plain_console(**settings: Any) -> Console:
-    """A console of standard output, or as the settings of rich's say."""
-    return PlainConsole(**{"highlight": False, **settings})
+    """A console of standard output, or as the settings of rich's say. What is printed holds no markup, unless they do."""
+    return PlainConsole(**{"highlight": False, "markup": False, "emoji": False, **settings})

@@ -89,7 +89,9 @@ def code_of_environment(name: str) -> list[Code]:
 
 def code_of_rewards(config: RunConfig) -> list[Code]:
     return [
-        code for index, part in enumerate(config.reward) for code in _plugin("reward", part.name, f"reward.{index}.name")
+        code
+        for index, part in enumerate(config.reward)
+        for code in _plugin("reward", part.name, f"reward.{index}.name")
     ]
 
 
@@ -101,9 +103,12 @@ def code_of_run(config: RunConfig) -> list[Code]:
 
 
 def code_of_rating(config: ProjectConfig) -> list[Code]:
-    """What shows, checks and plays the texts of a project."""
+    """What shows, checks and plays the texts of a project; its regular expressions too, which some texts stop at for
+    ever."""
     checks, rating = config.checks, config.rating
-    found = []
+    header = checks.compressibility.header if checks.compressibility is not None else None
+    patterns = {"checks.pattern": checks.pattern, "checks.compressibility.header": header}
+    found = [Code(key, f"the regular expression {pattern}") for key, pattern in patterns.items() if pattern is not None]
     if checks.validity is not None:
         found.append(Code("checks.validity", checks.validity))
     if checks.command:
@@ -117,7 +122,9 @@ def code_of_rating(config: ProjectConfig) -> list[Code]:
 
 def code_of_task(config: ProjectConfig) -> list[Code]:
     """What the recipe of a project's task names, as it stands and with the settings of the loop's runs."""
-    found = dict.fromkeys(Code(f"task.{code.key}", code.what) for _, run in _task_runs(config) for code in code_of_run(run))
+    found = dict.fromkeys(
+        Code(f"task.{code.key}", code.what) for _, run in _task_runs(config) for code in code_of_run(run)
+    )
     rater = config.loop.rater
     return [*found, *(_plugin("reward", rater.rule, "loop.rater.rule") if rater is not None else [])]
 

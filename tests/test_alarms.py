@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,17 @@ def test_what_is_no_batch_is_named(tmp_path: Path) -> None:
     (tmp_path / "b/episodes.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="damaged"):
         read_dump(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("key", "value"), [("texts", []), ("texts", ["a", "b"]), ("specs", [[]])])
+def test_a_batch_whose_parts_do_not_fit_together_is_named(tmp_path: Path, key: str, value: object) -> None:
+    (tmp_path / "config.yaml").write_text("name: r\n")
+    write_dump(tmp_path / "b", batch(), Weights(3, 99, {}), "low", tmp_path / "config.yaml")
+    file = tmp_path / "b/batch.json"
+    content = json.loads(file.read_text())
+    for changed in ({key: value}, {"scores": content["scores"] * 2}):
+        file.write_text(json.dumps({**content, **changed}))
+        with pytest.raises(CheckpointError, match=r"batch\.json is damaged: it is of \d episodes and has"):
+            read_dump(tmp_path / "b")
+    file.write_text(json.dumps({**content, "scores": []}))
+    assert read_dump(tmp_path / "b").scores == []

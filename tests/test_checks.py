@@ -215,7 +215,7 @@ def test_what_the_config_refuses(tmp_path: Path) -> None:
         load_project_config(tmp_path)
     assert "checks.pattern" in str(caught.value)
     assert "did you mean checks.blacklist" in str(caught.value)
-    with pytest.raises(PreferenceError, match=r"nowhere\.txt cannot be read"):
+    with pytest.raises(PreferenceError, match=r"nowhere\.txt: cannot be read"):
         load_checks(ChecksConfig(compressibility=CompressibilityConfig(corpus=Path("nowhere.txt"))))
     (tmp_path / "short.txt").write_text("short")
     with pytest.raises(PreferenceError, match="too little text"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from rayrlhf.cli import app
 from rayrlhf.errors import PreferenceError, RewardError, UserError
-from rayrlhf.preferences.compare import BlindComparison, judge_equal_texts
+from rayrlhf.preferences.compare import STORE, BlindComparison, judge_equal_texts
 from rayrlhf.preferences.compare_config import CompareConfig
 from rayrlhf.preferences.compare_judge import trajectory_of, verdict
 from rayrlhf.preferences.compare_samples import check_settings, collect, paired, read_samples
@@ -155,6 +157,24 @@ def test_each_verdict_is_on_the_disk_at_once(tmp_path: Path, files: tuple[Path, 
     with opened(tmp_path / "out", files) as other:
         assert len(other.waiting()) == 7
     comparison.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DELETE FROM items WHERE number = 2", "UPDATE comparisons SET extra = '{}'", "UPDATE items SET extra = '{}'",
+     "UPDATE items SET extra = '{\"model\": []}'"],
+)  # fmt: skip
+def test_a_store_that_somebody_changed_is_named(tmp_path: Path, files: tuple[Path, Path], statement: str) -> None:
+    with opened(tmp_path / "out", files) as comparison:
+        for pair in comparison.pairs:
+            comparison.save(pair, 0, "manual", "ann")
+    with closing(sqlite3.connect(tmp_path / "out" / STORE, isolation_level=None)) as connection:
+        connection.execute(statement)
+    with (
+        pytest.raises(PreferenceError, match=r"comparison\.sqlite is damaged"),
+        opened(tmp_path / "out", files) as other,
+    ):
+        other.results()
 
 
 def test_other_settings_do_not_go_on(tmp_path: Path, files: tuple[Path, Path]) -> None:

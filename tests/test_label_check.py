@@ -290,7 +290,7 @@ def test_exit_codes_and_messages(tmp_path: Path) -> None:
     code, output = run("check", broken)
     assert code == 1
     assert f"fault: {broken}:14: not JSON" in output
-    with pytest.raises(PreferenceError, match=r"missing\.json cannot be read"):
+    with pytest.raises(PreferenceError, match=r"missing\.json: cannot be read"):
         run("check", tmp_path / "missing.json")
     with pytest.raises(PreferenceError, match="no format of labels is named xml: choose from native"):
         run("check", GWERN, "--format", "xml")

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from rayrlhf.config import RunConfig
 from rayrlhf.errors import ConfigError, PreferenceError
 from rayrlhf.preferences.loop import run_loop
 from rayrlhf.preferences.loop_manifest import MANIFEST, STAGES, Round
+from rayrlhf.preferences.loop_stages import SAMPLES, Stages
 from rayrlhf.preferences.project import ProjectConfig, load_project_config, open_store, settle_project
 from rayrlhf.preferences.records import Comparison
 from rayrlhf.reward_models.sidecar import read_sidecar
@@ -124,6 +126,18 @@ def test_labels_are_static_or_interleaved(ray_cluster: None, tmp_path: Path, lab
         tmp_path, small("loop.rounds=2", "loop.rater={}", f"loop.labels={labels}"), wait=False, show=lambda line: None
     )
     assert [Round(tmp_path, n).made("rate")["comparisons"] for n in range(2)] == expected
+
+
+def test_a_sample_that_the_store_has_lost_is_named(tmp_path: Path) -> None:
+    round_ = Round(tmp_path, 0)
+    round_.folder.mkdir(parents=True)
+    (round_.folder / SAMPLES).write_text('["0123456789abcdef"]')
+    with open_store(tmp_path, create=True) as store:
+        stages = Stages(tmp_path, small(), RunConfig(), store, wait=False, show=print)
+        with pytest.raises(
+            PreferenceError, match=r"samples\.json: sample '0123456789abcdef' is not in .*ratings\.sqlite"
+        ):
+            stages._sampled(round_)
 
 
 def test_settings_of_a_new_project(tmp_path: Path) -> None:

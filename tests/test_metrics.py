@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rayrlhf.errors import LearnerError, RunFolderError
+from rayrlhf.errors import LearnerError, NotFiniteError, RunFolderError
+from rayrlhf.json_lines import open_append
 from rayrlhf.metrics import (
     MetricsLog,
     SampleRecord,
@@ -213,6 +214,26 @@ def test_a_torn_last_line_is_passed_over_and_then_removed(folder: RunFolder, tai
         log.sync()
     assert [row["iteration"] for row in read_metrics(folder.path)] == [0, 1]
     assert (folder.path / "metrics.jsonl.torn").read_bytes() == tail.removesuffix(b"\n") + b"\n"
+
+
+def test_a_torn_line_is_not_cut_off_through_a_link(folder: RunFolder, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b'{"iteration": 0}\nwhat nobody may cut off')
+    folder.metrics.unlink(missing_ok=True)
+    folder.metrics.symlink_to(victim)
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl is a link"):
+        open_append(folder.metrics)
+    assert victim.read_bytes().endswith(b"nobody may cut off")
+    assert not (folder.path / "metrics.jsonl.torn").exists()
+
+
+def test_a_number_that_no_sum_can_hold_stops_the_run_that_would_write_it(folder: RunFolder) -> None:
+    """What is written can be read: reports and sweeps add these numbers up, and square them."""
+    with MetricsLog(folder) as log:
+        log.record(0, {"time/iteration": 1e100})
+        with pytest.raises(NotFiniteError, match="time/iteration is 1e"):
+            log.record(1, {"time/iteration": 1e101})
+    assert [row["time/iteration"] for row in read_metrics(folder.path)] == [1e100]
 
 
 def test_torn_lines_that_are_done_again_go_with_a_copy_and_others_are_named(folder: RunFolder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,17 @@ def test_bad_files_and_folders_are_named(tokenizer: PreTrainedTokenizerBase, tmp
     torn = tmp_path / "torn.parquet"
     torn.write_bytes(b"PAR1")
     assert fault(tokenizer, file=str(torn)).startswith(f"{torn}: cannot be read as parquet: ")
+    mislabelled = tmp_path / "latin.parquet"
+    latin_column = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        1,
+        [None, pyarrow.py_buffer(np.array([0, 4], np.int32).tobytes()), pyarrow.py_buffer(b"caf\xe9")],
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": latin_column}), mislabelled)
+    assert "latin.parquet: cannot be read as parquet: 'utf-8' codec" in fault(tokenizer, file=str(mislabelled))
+    os.mkfifo(tmp_path / "pipe.parquet")
+    for strange in (tmp_path / "pipe.parquet", Path("/dev/null")):
+        assert fault(tokenizer, file=str(strange)).startswith(f"{strange}: is no file but a pipe or a device")
     table = tmp_path / "table.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a", None]}), table)
     assert fault(tokenizer, file=str(table)).startswith(f"{table} row 2: field 'prompt' is NoneType")

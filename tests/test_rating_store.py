@@ -262,6 +262,46 @@ def test_damage_is_said_when_it_is_met(path: Path) -> None:
         store.items()
 
 
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("DELETE FROM items WHERE number = 1", "is of an item that it lacks"),
+        ("UPDATE comparisons SET weight = 'abc'", "comparison: weight: it has to be a finite number"),
+        ("UPDATE comparisons SET weight = 9e999", "comparison: weight: it has to be a finite number"),
+        ("UPDATE comparisons SET source = 'zzz'", "comparison: source: "),
+        ("UPDATE comparisons SET items = '[1, 2]'", "comparison: items.0: "),
+        ("UPDATE comparisons SET best = 7", "comparison: best is an index below 2"),
+        ("UPDATE ratings SET score = x'00'", "rating: score: it has to be a finite number"),
+        ("UPDATE items SET text = x'ff'", "item: text: "),
+        ("UPDATE items SET prompt = x'ff'", "item: prompt: "),
+        ("UPDATE items SET seed = 'seven'", "item: not JSON"),
+        ("DELETE FROM revision", "it has no revision"),
+        ("UPDATE revision SET number = 'many'", "it has no revision"),
+        ("INSERT INTO meta VALUES ('k', x'ff')", "k: "),
+    ],
+)
+def test_a_store_that_somebody_changed_is_one_line_that_names_it(path: Path, statement: str, told: str) -> None:
+    with RatingStore(path) as store:
+        first, second = texts(2)
+        store.add_items([first, second])
+        store.add(Comparison((first.id, second.id), 0, rater="r"), Rating(first.id, 1.0))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(statement)
+    faults = []
+    with RatingStore(path) as store:
+        for read in (store.items, store.comparisons, store.ratings, store.history, store.revision, store.meta):
+            try:
+                read()
+            except PreferenceError as error:
+                faults.append(str(error))
+        if "comparisons SET" in statement:
+            with pytest.raises(PreferenceError):
+                store.done_by("r")
+    assert faults
+    assert all(fault.startswith(f"{path} is damaged (") and told in fault for fault in faults)
+    assert all(fault.endswith("put a copy in its place") for fault in faults)
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(PreferenceError, match=r"nowhere.*cannot be used"):
         RatingStore(tmp_path / "nowhere" / FILE_NAME)

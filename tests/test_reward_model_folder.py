@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rayrlhf.config import RewardPart
+from rayrlhf.config import ModelConfig, RewardPart
 from rayrlhf.config_loading import load_config
 from rayrlhf.errors import ConfigError, LearnerError, ModelError
 from rayrlhf.policy import load_tokenizer, resolve_model, vocabulary_fingerprint
@@ -197,6 +198,37 @@ def test_a_run_on_another_form_of_text_is_refused(folder: Path) -> None:
         reward_parts(other)
     longer = load_config("alliteration", [*overrides, "rollout.max_new_tokens=32"])
     assert "normalised at max_new_tokens 64, this run has 32" in check_task("x", trained, longer)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"context": 0}, "text_format.context"),
+        ({"context": True}, "text_format.context"),
+        ({"start": [10**30]}, "text_format.start.0"),
+        ({"start": [-1]}, "text_format.start.0"),
+        ({"ends": ["x"]}, "text_format.ends.0"),
+        ({"start": [10**6]}, "texts start with"),
+        ({"context": 10**6}, "its texts have up to 1000000 tokens"),
+        ({"context": 2, "start": [1, 1]}, "its texts have up to 2 tokens, 2 of them before each"),
+    ],
+)
+def test_a_text_format_that_the_model_has_no_place_for_is_named(
+    folder: Path, changes: dict[str, object], told: str
+) -> None:
+    told_before = json.loads((folder / SIDECAR).read_text())
+    told_before["text_format"] |= changes
+    (folder / SIDECAR).write_text(json.dumps(told_before))
+    with pytest.raises(ModelError, match=told):
+        load_reward_network(folder)
+
+
+def test_a_folder_that_holds_a_pipe_is_refused_before_a_library_waits_for_it(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+    for read in (lambda: RewardScorer.load(folder), lambda: load_tokenizer(ModelConfig(path=str(folder)))):
+        with pytest.raises(ModelError, match=r"tokenizer\.json: is no file but a pipe"):
+            read()
 
 
 def test_a_folder_that_is_no_reward_model_is_named(tmp_path: Path, folder: Path) -> None:

@@ -12,10 +12,25 @@ import pytest
 
 from rayrlhf.cli import app
 from rayrlhf.config_loading import load_config
-from rayrlhf.errors import ConfigError, RunFolderError
+from rayrlhf.errors import ConfigError, PreferenceError, RewardError, RunFolderError
 from rayrlhf.files import append_to, check_plain, csv_table, replace_file
 from rayrlhf.plugins import is_own
-from rayrlhf.trust import Code, Trust, UntrustedCodeError, code_of_run, made_folder, remember, require_own_config
+from rayrlhf.preferences.check_config import ChecksConfig, CompressibilityConfig
+from rayrlhf.preferences.checks import load_checks
+from rayrlhf.preferences.formats.content import ReadOptions
+from rayrlhf.preferences.formats.registry import read_file
+from rayrlhf.preferences.project import ProjectConfig, load_project_config, settle_project
+from rayrlhf.reward_mixture import build_reward
+from rayrlhf.trust import (
+    Code,
+    Trust,
+    UntrustedCodeError,
+    code_of_rating,
+    code_of_run,
+    made_folder,
+    remember,
+    require_own_config,
+)
 from rayrlhf.tune.sweep_config import load_sweep
 
 
@@ -115,7 +130,6 @@ def test_a_persons_config_is_their_word_and_a_runs_config_is_not(
 def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run whose config names a reward and an environment that would run a command."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "stranger"
     run.mkdir()
@@ -170,9 +184,12 @@ def test_a_word_is_none_where_a_dimension_of_a_strangers_sweep_comes_after_it(
     require_own_sweep(str(file), load_sweep(str(file), own), own, Trust())
 
 
-def test_a_home_folder_in_a_sweeps_base_is_the_folder_that_is_loaded(strangers: Path) -> None:
+def test_a_home_folder_in_a_sweeps_base_is_the_folder_that_is_loaded(
+    strangers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rayrlhf.tune.sweep_code import require_own_sweep
 
+    monkeypatch.setenv("HOME", str(strangers.parent))
     file = strangers.parent / "sweep.yaml"
     file.write_text("name: s\nseeds: 2\nbase: ~/stranger/config.yaml\n")
     with pytest.raises(UntrustedCodeError, match="stranger names code"):
@@ -188,7 +205,9 @@ def test_a_home_folder_in_a_sweeps_base_is_the_folder_that_is_loaded(strangers: 
 def test_a_config_of_a_made_folder_is_no_persons_word(command: str, strangers: Path) -> None:
     """Whichever command reads it; nothing is begun, and nothing remembered."""
     (strangers.parent / "mine.yaml").write_text("task: {recipe: stranger/config.yaml}\n")
-    (strangers / "sessions.jsonl").rename(strangers / ("ratings.sqlite" if "stranger " in command else "sessions.jsonl"))
+    (strangers / "sessions.jsonl").rename(
+        strangers / ("ratings.sqlite" if "stranger " in command else "sessions.jsonl")
+    )
     (strangers / "project.yaml").write_text("checks: {command: [touch, ran]}\n")
     with pytest.raises(UntrustedCodeError, match="--trust"):
         app(command.split(), prog_name="rayrlhf", standalone_mode=False)
@@ -202,12 +221,48 @@ def test_what_is_no_file_is_read_only_where_a_person_gives_it(tmp_path: Path, ki
     if kind == "pipe":
         os.mkfifo(path)
     else:
-        path.symlink_to("/dev/zero")
+        path.symlink_to("/dev/null")
     with pytest.raises(ConfigError, match=r"config.yaml: is no file but a pipe or a device"):
         load_config(str(path))
     if kind == "pipe":
         Thread(target=path.write_text, args=["iterations: 7\n"], daemon=True).start()
         assert load_config(str(path), piped=True).iterations == 7
+
+
+def test_a_projects_regular_expressions_are_listed_as_code() -> None:
+    """Some texts stop at one for ever: `(a+)+$` at `aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!`."""
+    checks = {"pattern": "(a+)+$", "compressibility": {"below": 0.1, "header": "(b+)+$"}}
+    code = code_of_rating(ProjectConfig.model_validate({"checks": checks}))
+    assert [entry.key for entry in code] == ["checks.pattern", "checks.compressibility.header"]
+    assert "(a+)+$" in code[0].what
+    assert code_of_rating(ProjectConfig()) == []
+
+
+def test_a_corpus_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PreferenceError, match=r"corpus: /dev/null: is no file but a pipe or a device"):
+        load_checks(ChecksConfig(compressibility=CompressibilityConfig(corpus=Path("/dev/null"))))
+    with pytest.raises(RewardError, match="/dev/null: is no file but a pipe or a device"):
+        build_reward("alliteration", {"corpus": "/dev/null"})
+
+
+def test_labels_may_come_through_a_pipe_that_a_person_gives(tmp_path: Path) -> None:
+    pipe = tmp_path / "labels.jsonl"
+    os.mkfifo(pipe)
+    row = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+    Thread(target=pipe.write_text, args=[row], daemon=True).start()
+    assert len(read_file(pipe, ReadOptions())[1]) == 1
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / "samples.jsonl")
+    with pytest.raises(PreferenceError, match="is no file but a pipe"):
+        read_file(tmp_path / "run", ReadOptions())
+
+
+def test_a_projects_settings_may_come_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "mine.yaml"
+    os.mkfifo(pipe)
+    Thread(target=pipe.write_text, args=["loop: {rounds: 7}\n"], daemon=True).start()
+    assert settle_project(tmp_path / "project", pipe).loop.rounds == 7
+    assert load_project_config(tmp_path / "project").loop.rounds == 7
 
 
 def test_nothing_is_written_through_what_is_no_file(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 import rayrlhf
 from rayrlhf.config import RunConfig
@@ -89,7 +90,8 @@ def test_brackets_in_texts_are_no_depth() -> None:
 
 
 @pytest.mark.parametrize(("kind", "value"), [(Count, 1.5), (Count, True), (Count, "3"), (Count, 2**63), (Count, -1),
-                                             (Number, "3"), (Number, True), (Number, 10**400), (Number, None)])  # fmt: skip
+                                             (Number, "3"), (Number, True), (Number, 10**400), (Number, None),
+                                             (Number, 1e308), (Number, -1.1e100)])  # fmt: skip
 def test_a_number_of_a_record_is_a_number(kind: Any, value: Any) -> None:
     with pytest.raises(UserError, match="here: "):
         typed(kind, value, "here", UserError)
@@ -178,13 +180,52 @@ def test_a_console_shows_what_a_terminal_would_obey_in_tables_panels_and_lines()
     console = plain_console(file=file, force_terminal=True, width=60)
     table = Table("name")
     table.add_row(HOSTILE)
-    console.print(Panel(HOSTILE, title=HOSTILE), table, HOSTILE, "[bold]loud[/bold]")
+    console.print(Panel(HOSTILE, title=HOSTILE), table, HOSTILE, Text("loud", "bold"))
     told = file.getvalue()
     told.encode()
     assert "\x1b[1m" in told, "its own marks are its own"
     assert "\x1b[2J" not in told
     assert not set("\x9b\u202e\ud800") & set(told)
     assert told.count("\u241b[2Jb") == 4
+
+
+def test_a_console_takes_no_text_for_markup() -> None:
+    file = io.StringIO()
+    console = plain_console(file=file, width=60)
+    table = Table("[red]name")
+    table.add_row("[INST] x [/INST]")
+    console.print(table, "[link=file:///etc] :smile: [/x]")
+    for text in ("[red]name", "[INST] x [/INST]", "[link=file:///etc] :smile: [/x]"):
+        assert text in file.getvalue()
+
+
+@pytest.mark.parametrize("logger", ["rayrlhf.policy", "somebody.else"])
+def test_log_messages_and_warnings_are_shown_not_obeyed(logger: str) -> None:
+    """In a process as the command line and its children have it, whichever handler takes the message."""
+    code = (
+        f"import logging, warnings; from rayrlhf.messages import show_plainly; show_plainly(); "
+        f"logging.getLogger({logger!r}).warning('tensor %s', 'a\x1b]0;owned\x07'); warnings.warn('b\x1b[2J')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[0] == "tensor a\u241b]0;owned\u2407"
+    assert "b\u241b[2J" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_files_are_read_in_one_place() -> None:
+    """Where a name may be somebody else's: reading.py refuses pipes and devices. The others' files are their own."""
+    readers = {
+        name
+        for name, tree in modules()
+        if uses(tree, lambda called: called.rpartition(".")[2] in ("read_bytes", "read_text") and called.count("."))
+    }
+    own = {
+        "reading.py", "config_loading.py", "plugins.py", "preferences/page.py",  # the package's
+        "run_folder.py", "supervised.py", "supervised_run.py", "games/making.py", "tune/sweep.py",  # just written here
+        "doctor.py", "lock.py", "reaper.py", "room.py", "worker_death.py",  # the system's
+        "model_config.py", "preferences/formats/registry.py",  # after a check of the folder; another `read_text`
+    }  # fmt: skip
+    assert readers <= own
 
 
 def test_a_terminal_without_the_pictures_gets_escapes() -> None:

@@ -226,6 +226,15 @@ def test_dry_run_lists_the_trials(space_file: Path) -> None:
     assert not (space_file.parent / "runs").exists()
 
 
+def test_a_value_that_looks_like_markup_is_listed_as_it_is(space_file: Path) -> None:
+    console = Console(record=True, width=300)
+    word = "environment.prompts.text=choice:'[INST] x [/INST]','[link=file:///etc]y'"
+    print_trials(load_sweep(str(space_file), [word]), console)
+    shown = console.export_text()
+    assert "[INST] x [/INST]" in shown
+    assert "[link=file:///etc]y" in shown
+
+
 def test_parameters_in_few_words() -> None:
     assert shown_values([("algorithm.kl.coef", 0.10), ("reward", "a")]) == "coef=0.1 reward=a"
     assert shown_values([("a.coef", 1), ("b.coef", 2)]) == "a.coef=1 b.coef=2"

@@ -228,7 +228,7 @@ class SweepFolder:
         """Plans more of them."""
         for trial in trials:
             replace_file(self.config(trial.name), [dump_config(trial.config).encode()])
-        replace_file(self.planned, [self.planned.read_bytes(), *(_line(trial) for trial in trials)])
+        replace_file(self.planned, [read_bytes(self.planned, RunFolderError), *(_line(trial) for trial in trials)])
 
     def wait_until_free(self, trial: str) -> None:
         """Waits for a process of a sweep that was killed to give the trial's run folder back.

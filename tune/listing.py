@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rayrlhf.config_loading import dump_config
 from rayrlhf.terminal_output import plain_console
@@ -23,8 +24,9 @@ def print_trials(request: SweepRequest, console: Console | None = None) -> None:
         return
     table = Table(box=None, padding=(0, 1))
     for name in ("trial", *trials[0].parameters, "seed"):
-        table.add_column(name)
+        table.add_column(Text(name))
     for trial in trials:
-        table.add_row(trial.name, *(str(value) for value in trial.parameters.values()), str(trial.seed))
+        cells = (trial.name, *trial.parameters.values(), trial.seed)
+        table.add_row(*(Text(str(cell)) for cell in cells))
     console.print(f"\n{len(trials)} trials")
     console.print(table)

@@ -13,6 +13,7 @@ from ray import tune
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from rayrlhf.progress import duration
 from rayrlhf.reading import Damage, Number, json_value, typed_value
@@ -115,7 +116,7 @@ class LiveTable(tune.Callback):
         shown = {row.trial.name for row in recent[:MOST_ROWS]}
         for row in self._rows.values():
             if row.trial.name in shown:
-                table.add_row(*row.cells(self._latest(row)))
+                table.add_row(*map(Text, row.cells(self._latest(row))))
         if len(self._rows) > len(shown):
             table.add_row(f"... {len(self._rows) - len(shown)} more")
         return table

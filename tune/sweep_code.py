@@ -32,7 +32,9 @@ def _that_stand(words: Sequence[str], request: SweepRequest) -> list[str]:
     own = {f"override {word}" for word in words}
     names = [name for name in request.config.space if request.places.get(("space", name)) not in own]
     keys = [key for name in names for key in split_keys(name)]
-    return [word for word in words if not any(decides(word, key) or decides(key, word.partition("=")[0]) for key in keys)]
+    return [
+        word for word in words if not any(decides(word, key) or decides(key, word.partition("=")[0]) for key in keys)
+    ]
 
 
 def require_planned(request: SweepRequest, folder: SweepFolder, trust: Trust) -> None:

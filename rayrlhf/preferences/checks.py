@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from rayrlhf.preferences.check_config import ChecksConfig, CompressibilityConfig
 from rayrlhf.preferences.plugin_reference import load_callable
 from rayrlhf.preferences.records import Item
 from rayrlhf.preferences.text_command import run_on
+from rayrlhf.reading import read_text
 from rayrlhf.text_statistics import distinct_n, gzip_ratio, words
 
 Check = Callable[[str], str | None]
@@ -175,7 +175,7 @@ def _compressibility_of(config: CompressibilityConfig) -> Check:
         below = config.below
         assert below is not None
         return compressibility(lambda _: below, config.header)
-    corpus = _read_corpus(config.corpus)
+    corpus = read_text(config.corpus, PreferenceError, f"checks.compressibility.corpus: {config.corpus}")
     if config.header is not None:
         corpus = re.sub(config.header, "", corpus)
     if len(corpus) < 2 * _PIECES:
@@ -183,10 +183,3 @@ def _compressibility_of(config: CompressibilityConfig) -> Check:
             f"checks.compressibility.corpus: {config.corpus} has too little text: {len(corpus)} characters"
         )
     return compressibility(corpus_threshold(corpus, config.quantile), config.header)
-
-
-def _read_corpus(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PreferenceError(f"checks.compressibility.corpus: {path} cannot be read: {error}") from error

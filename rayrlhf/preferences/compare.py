@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,9 +75,10 @@ class BlindComparison:
             raise
         self.notes: tuple[str, ...] = tuple(meta.notes)
         items = self._store.items()
-        self.pairs = [
-            ShownPair(number, (items[first], items[second])) for number, (first, second) in enumerate(meta.pairs)
-        ]
+        with self._faults():
+            self.pairs = [
+                ShownPair(number, (items[first], items[second])) for number, (first, second) in enumerate(meta.pairs)
+            ]
 
     def __enter__(self) -> BlindComparison:
         return self
@@ -107,26 +109,36 @@ class BlindComparison:
 
     def results(self) -> list[dict[str, Any]]:
         """The record `ab_result` of SPEC section 11 of each verdict so far, in the order of the verdicts."""
-        items, names = self._store.items(), {"A": self.config.a, "B": self.config.b}
-        rows = []
-        for comparison in self._store.comparisons():
-            left, right = (items[item].extra["model"] for item in comparison.items)
-            winner = comparison.winner
-            rows.append(
-                {
-                    "pair": comparison.extra["pair"],
-                    "left_model": names[left],
-                    "right_model": names[right],
-                    "choice": "tie" if winner is None else ("left", "right")[int(winner == comparison.items[1])],
-                    "winner": "" if winner is None else items[winner].extra["model"],
-                    "both_bad": comparison.best == "both_bad",
-                    "source": comparison.source,
-                    "rater": comparison.rater,
-                    "seconds": comparison.seconds,
-                    "reason": comparison.reason,
-                }
-            )
-        return rows
+        items = self._store.items()
+        with self._faults():
+            return [self._result(comparison, items) for comparison in self._store.comparisons()]
+
+    def _result(self, comparison: Comparison, items: Mapping[str, Item]) -> dict[str, Any]:
+        names = {"A": self.config.a, "B": self.config.b}
+        left, right = (items[item].extra["model"] for item in comparison.items)
+        winner = comparison.winner
+        return {
+            "pair": comparison.extra["pair"],
+            "left_model": names[left],
+            "right_model": names[right],
+            "choice": "tie" if winner is None else ("left", "right")[int(winner == comparison.items[1])],
+            "winner": "" if winner is None else items[winner].extra["model"],
+            "both_bad": comparison.best == "both_bad",
+            "source": comparison.source,
+            "rater": comparison.rater,
+            "seconds": comparison.seconds,
+            "reason": comparison.reason,
+        }
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """What the store holds, somebody else may have written, or this comparison did not."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            raise PreferenceError(
+                f"{self._store.path} is damaged, or of no comparison of models ({error!r}): put a copy in its place"
+            ) from error
 
     def tally(self) -> Tally:
         return tally(self.results())

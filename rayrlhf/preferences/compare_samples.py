@@ -14,6 +14,7 @@ from rayrlhf.errors import PreferenceError
 from rayrlhf.preferences.compare_config import CompareConfig, SampledWith
 from rayrlhf.preferences.formats.json_rows import read_rows
 from rayrlhf.preferences.records import Item
+from rayrlhf.reading import read_bytes
 from rayrlhf.trust import NOBODY, Trust
 
 _SETTINGS = tuple(SampledWith.model_fields)
@@ -36,10 +37,7 @@ def read_samples(path: Path, name: str) -> Samples:
     Raises:
         PreferenceError: the file cannot be read, or rows of it are at fault; the first is named by file:line.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PreferenceError(f"{path} cannot be read: {error.strerror}") from error
+    data = read_bytes(path, PreferenceError)
     items: list[Item] = []
     known: dict[str, Any] | None = None
     for row in read_rows(data):

@@ -16,7 +16,7 @@ from rayrlhf.preferences.auto_rating import cap_automatic, source_shares
 from rayrlhf.preferences.loop_manifest import MANIFEST, Round, begun_rounds
 from rayrlhf.preferences.project import ProjectConfig
 from rayrlhf.preferences.store import RatingStore
-from rayrlhf.reading import Count, Number, typed
+from rayrlhf.reading import Count, Number, read_bytes, typed
 from rayrlhf.report_page import page, text
 
 REPORT, FIGURES = "report.html", "rounds.json"
@@ -182,7 +182,7 @@ def _labels(store: RatingStore, config: ProjectConfig) -> str:
 def _picture(path: Path) -> str:
     if not path.is_file():
         return '<div class="notes"><p>none were held out, or they are no comparisons</p></div>'
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(read_bytes(path, PreferenceError)).decode()
     return (
         f'<figure><img alt="margins and calibration" style="width: 100%" src="data:image/png;base64,{data}"></figure>'
     )

@@ -279,7 +279,13 @@ class Stages:
         items = self.store.items()
         remake = "move its round's folder away to make it again"
         ids = read_record(round_.folder / SAMPLES, list[str], PreferenceError, remake)
-        return [items[item] for item in dict.fromkeys(ids)]
+        try:
+            return [items[item] for item in dict.fromkeys(ids)]
+        except KeyError as error:
+            raise PreferenceError(
+                f"{round_.folder / SAMPLES}: sample {error} is not in {self.store.path}: {remake}, or put a copy of the "
+                "store in its place"
+            ) from error
 
     def _item(self, trajectory: Trajectory, model: ModelConfig, round_: Round | None) -> Item:
         query = trajectory.turns[0].observation

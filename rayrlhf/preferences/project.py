@@ -74,7 +74,7 @@ def settle_project(
     settings = checked(Draft.of_text(decoded(content, str(file), ConfigError), str(file)), ProjectConfig)
     check(settings)
     path = folder / CONFIG
-    if path.is_file() and path.read_bytes() != content:
+    if path.is_file() and read_bytes(path, PreferenceError) != content:
         raise PreferenceError(f"{path} is there already and is not {file}: edit it, or use another folder")
     folder.mkdir(parents=True, exist_ok=True)
     check_plain(folder, _OWN, _FILES)

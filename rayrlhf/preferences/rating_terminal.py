@@ -9,11 +9,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from rayrlhf.errors import PreferenceError
 from rayrlhf.preferences.presenters import Audio, Block, Html, Presenter, Unshowable
 from rayrlhf.preferences.rating_session import Progress, RatingSession, Ticket, is_verdict
 from rayrlhf.preferences.terminal_keys import END, ENTER, Keys
 from rayrlhf.preferences.text_command import run_on
-from rayrlhf.reading import printable
+from rayrlhf.reading import printable, read_bytes
 
 _SIDE_BY_SIDE = 90  # columns of a terminal from which two texts fit beside each other
 _HELP = """\
@@ -153,5 +154,5 @@ def _as_text(block: Block | Unshowable) -> str:
 
 def _as_bytes(block: Block) -> bytes:
     if isinstance(block, Audio):
-        return block.path.read_bytes()
+        return read_bytes(block.path, PreferenceError)
     return (block.source if isinstance(block, Html) else block.text).encode("utf-8", "surrogatepass")

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rayrlhf.reading import Number
+
 Source = Literal["manual", "auto", "weak", "judge"]
 """Who judged: a person, a check that needs nobody (SPEC GWERN-7), a rule of thumb, a program in a person's place."""
 Tie = Literal["tie", "both_bad"]
@@ -61,13 +63,13 @@ class Comparison:
     best: Best
     source: Source = "manual"
     rater: str = ""
-    seconds: float | None = None  # from showing to verdict
-    created: float = field(default_factory=time.time)  # seconds since 1970, UTC
-    weight: float = 1.0  # evidence that it counts for
+    seconds: Number | None = None  # from showing to verdict
+    created: Number = field(default_factory=time.time)  # seconds since 1970, UTC
+    weight: Number = 1.0  # evidence that it counts for
     broken: tuple[int, ...] = ()  # indices into items of those that failed a check
     reason: str = ""  # why a check or judge decided so
-    confidence: float | None = None  # of the rater, on the scale of the file that it comes from
-    difference: float | None = None  # value of items[1] minus that of items[0] (scalar_compare, SPEC LMHP-2)
+    confidence: Number | None = None  # of the rater, on the scale of the file that it comes from
+    difference: Number | None = None  # value of items[1] minus that of items[0] (scalar_compare, SPEC LMHP-2)
     ranking: tuple[int, ...] | None = None  # [k] indices into items from best to worst, where all were ranked
     repeats: str = ""  # id of the comparison that was asked again here, to see how far a rater agrees with themselves
     extra: Mapping[str, Any] = field(default_factory=dict)  # fields of an imported file without a place of their own
@@ -95,13 +97,13 @@ class Rating:
     """One number given to one item (SPEC LMHP-2: scalar_rating)."""
 
     item: str
-    score: float
+    score: Number
     scale: str = ""  # what the number means, such as "1-10" or "binary" (0 and 1); ratings are compared within a scale
     source: Source = "manual"
     rater: str = ""
-    seconds: float | None = None
-    created: float = field(default_factory=time.time)
-    weight: float = 1.0
+    seconds: Number | None = None
+    created: Number = field(default_factory=time.time)
+    weight: Number = 1.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=new_id)
 
@@ -112,5 +114,5 @@ class Skip:
 
     items: tuple[str, ...]
     rater: str = ""
-    created: float = field(default_factory=time.time)
+    created: Number = field(default_factory=time.time)
     id: str = field(default_factory=new_id)

@@ -7,15 +7,13 @@ they come back bit for bit. Tuples and mappings are JSON.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from rayrlhf.errors import PreferenceError
 from rayrlhf.preferences.records import Comparison, Item, Rating, Skip
-from rayrlhf.reading import Damage, json_value, typed_value
+from rayrlhf.reading import Damage, is_number, json_value, typed_value
 
 T = TypeVar("T")
 Record = Comparison | Rating | Skip
@@ -62,7 +60,12 @@ RECORD_COLUMNS = {
     "skips": ("id", "items", "rater", "created"),
 }
 """Table -> its columns in the order of a record's row."""
-_TABLES: dict[type, str] = {Comparison: "comparisons", Rating: "ratings", Skip: "skips"}
+_KINDS: dict[str, type[Record]] = {"comparisons": Comparison, "ratings": Rating, "skips": Skip}
+_TABLES = {kind: table for table, kind in _KINDS.items()}
+_JSON: dict[str, type] = {
+    **dict.fromkeys(("items", "broken", "ranking", "prompt_ids", "text_ids"), tuple), "seed": int, "extra": dict,
+}  # fmt: skip
+"""Column that is JSON -> what it says."""
 _NUMBERS = {"number", "best", "seconds", "created", "weight", "confidence", "difference", "score", "iteration"}
 
 
@@ -111,13 +114,8 @@ def item_row(item: Item) -> Row:
 
 
 def item_of(row: Row) -> Item:
-    """Raises PreferenceError for a row that `item_row` never makes."""
-    identifier, prompt, text, prompt_ids, text_ids, generator, checkpoint, iteration, seed, extra = row
-    with _damage():
-        return Item(
-            prompt, text, _tuple(prompt_ids), _tuple(text_ids), generator, checkpoint, iteration,
-            None if seed is None else int(seed), _mapping(extra), identifier,
-        )  # fmt: skip
+    """Raises Damage for a row that `item_row` never makes."""
+    return _read(Item, ITEM_COLUMNS, row)
 
 
 def table_of(record: Record) -> str:
@@ -147,36 +145,15 @@ def record_row(record: Record) -> Row:
 
 
 def record_of(table: str, row: Row) -> Record:
-    """Raises PreferenceError for a row that `record_row` never makes."""
-    with _damage():
-        return _record_of(table, row)
+    """Raises Damage for a row that `record_row` never makes."""
+    return _read(_KINDS[table], RECORD_COLUMNS[table], row)
 
 
-def _record_of(table: str, row: Row) -> Record:
-    if table == "skips":
-        identifier, items, rater, created = row
-        return Skip(tuple(_stored_json(list[str], items)), rater, created, identifier)
-    if table == "ratings":
-        identifier, item, score, scale, source, rater, seconds, created, weight, extra = row
-        return Rating(item, score, scale, source, rater, seconds, created, weight, _mapping(extra), identifier)
-    (
-        identifier, items, best, source, rater, seconds, created, weight, broken, reason, confidence, difference,
-        ranking, repeats, extra,
-    ) = row  # fmt: skip
-    return Comparison(
-        tuple(_stored_json(list[str], items)), best, source, rater, seconds, created, weight, _tuple(broken) or (), reason,
-        confidence, difference, _tuple(ranking), repeats, _mapping(extra), identifier,
-    )  # fmt: skip
-
-
-@contextmanager
-def _damage() -> Iterator[None]:
+def _read(kind: type[T], columns: Sequence[str], row: Row) -> T:
     try:
-        yield
-    except (Damage, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise PreferenceError(
-            f"a record of the store is damaged ({error}): put a copy of its file in its place"
-        ) from error
+        return typed_value(kind, {name: _from_json(name, value) for name, value in zip(columns, row, strict=True)})
+    except (TypeError, ValueError) as error:
+        raise Damage(f"{kind.__name__.lower()}: {error}") from error
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -186,24 +163,18 @@ def _json(value: Any) -> bytes | None:
     return None if value is None else _encode(value).encode("ascii")
 
 
-def _stored_json(kind: type[T], text: str) -> T:
-    """A column of ours; whoever wrote the file, it may be another's. Raises Damage."""
-    return typed_value(kind, json_value(text))
-
-
-def _tuple(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    return () if text == "[]" else tuple(_stored_json(list[int], text))
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    # most are empty, and reading 100,000 should take no time
-    return {} if text == "{}" else _stored_json(dict[str, Any], text)
+def _from_json(column: str, value: Any) -> Any:
+    """What a column says; of a text that is JSON, what that does. Raises Damage."""
+    if value is None or column not in _JSON:
+        return value
+    if value in ("[]", "{}"):  # most are empty, and reading 100,000 should take no time
+        return _JSON[column]()
+    told = json_value(value)
+    return tuple(told) if isinstance(told, list) else told
 
 
 def _finite(record: Record, name: str) -> float | None:
     value: float | None = getattr(record, name)
-    if value is None or math.isfinite(value):
+    if value is None or is_number(value):
         return value
     raise PreferenceError(f"record {record.id}: its {name} is {value}; it has to be a finite number")

@@ -40,7 +40,7 @@ from rayrlhf.preferences.schema import (
     table_of,
     version_of,
 )
-from rayrlhf.reading import SHOWN, printable
+from rayrlhf.reading import SHOWN, Damage, printable, typed_value
 
 FILE_NAME = "ratings.sqlite"
 _WAIT_S = 60.0  # for another writer; a write takes milliseconds
@@ -134,7 +134,7 @@ class RatingStore:
         """Id -> item, of all, in the order of their adding."""
         with self._reading() as read:
             rows = read.execute(f"SELECT {', '.join(ITEM_COLUMNS)} FROM items ORDER BY number").fetchall()
-        return {row[0]: item_of(row) for row in rows}
+            return {item.id: item for item in map(item_of, rows)}
 
     def comparisons(self) -> list[Comparison]:
         return cast(list[Comparison], self._records("comparisons"))
@@ -152,6 +152,7 @@ class RatingStore:
             for table, columns in RECORD_COLUMNS.items():
                 rows = read.execute(f"SELECT number, {', '.join(columns)}, retracted FROM {table}")
                 found += [(row[0], record_of(table, row[1:-1]), bool(row[-1])) for row in rows]
+            _check_items(read, [record for _, record, _ in found])
         return [(record, retracted) for _, record, retracted in sorted(found, key=itemgetter(0))]
 
     def done_by(self, rater: str) -> list[Comparison | Skip]:
@@ -165,12 +166,15 @@ class RatingStore:
                     (stored(rater),),
                 )
                 found += [(row[0], cast(Comparison | Skip, record_of(table, row[1:]))) for row in rows]
+            _check_items(read, [record for _, record in found])
         return [record for _, record in sorted(found, key=itemgetter(0))]
 
     def meta(self) -> dict[str, str]:
         """What is known of the project as a whole, such as the fingerprint of its items' tokenizer."""
         with self._reading() as read:
-            return dict(read.execute("SELECT key, value FROM meta ORDER BY key").fetchall())
+            return typed_value(
+                dict[str, str], dict(read.execute("SELECT key, value FROM meta ORDER BY key").fetchall())
+            )
 
     def set_meta(self, key: str, value: str) -> None:
         with self._writing() as write:
@@ -181,13 +185,18 @@ class RatingStore:
     def revision(self) -> int:
         """A number that grows with every write that changes something, whoever writes."""
         with self._reading() as read:
-            return int(read.execute("SELECT number FROM revision").fetchone()[0])
+            row = read.execute("SELECT number FROM revision").fetchone()
+            if row is None or not isinstance(row[0], int):
+                raise Damage("it has no revision")
+            return row[0]
 
     def _records(self, table: str) -> list[Record]:
         columns = ", ".join(RECORD_COLUMNS[table])
         with self._reading() as read:
             rows = read.execute(f"SELECT {columns} FROM {table} WHERE NOT retracted ORDER BY number").fetchall()
-        return [record_of(table, row) for row in rows]
+            records = [record_of(table, row) for row in rows]
+            _check_items(read, records)
+        return records
 
     def _last_number(self) -> int:
         """Records of all kinds are numbered in one row."""
@@ -256,12 +265,22 @@ class RatingStore:
                 f"{self.path} is no rating store, or is damaged ({error}): put a copy in its place, or save what can be "
                 "read with `sqlite3 FILE .recover`"
             ) from error
+        except Damage as error:
+            raise PreferenceError(f"{self.path} is damaged ({error}): put a copy in its place") from error
         except UnicodeDecodeError as error:
             raise PreferenceError(
                 f"{self.path} is damaged (a text of it is not UTF-8): put a copy in its place"
             ) from error
         except OSError as error:
             raise PreferenceError(f"{self.path} cannot be made: {error.strerror}") from error
+
+
+def _check_items(read: sqlite3.Connection, records: Iterable[Record]) -> None:
+    """Raises Damage where a record is of an item that is gone. Items are added first, so all are there by now."""
+    known = {row[0] for row in read.execute("SELECT id FROM items")}
+    for record in records:
+        if not known.issuperset(items_of(record)):
+            raise Damage(f"record {record.id} is of an item that it lacks")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from rayrlhf.errors import ModelError
-from rayrlhf.model_config import check_claims, first_line
+from rayrlhf.model_config import check_claims, first_line, stated_context
 from rayrlhf.policy import load_whole
 from rayrlhf.reward_models.network import RewardNetwork
 from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars, write_sidecar
+from rayrlhf.reward_models.text_format import TextFormat
 
 SCALARS = ("gain", "bias", "log_tie")  # of the network, beside its classifier
 _PREFIX = "classifier."
@@ -55,7 +57,20 @@ def load_reward_network(folder: Path) -> RewardNetwork:
     if (folder / "config.json").is_file():
         check_claims(folder, str(folder))
     classifier = load_whole(AutoModelForSequenceClassification, folder, f"reward model {folder}", dtype=torch.float32)
+    _check_format(folder, sidecar.text_format, classifier)
     return RewardNetwork(classifier, sidecar.gain, sidecar.bias, sidecar.log_tie).eval()
+
+
+def _check_format(folder: Path, text_format: TextFormat, classifier: Any) -> None:
+    """Raises ModelError where texts of the format would be more, or other, tokens than the model has a place for."""
+    rows, most = classifier.get_input_embeddings().weight.shape[0], stated_context(classifier.config)
+    if max(text_format.start, default=0) >= rows:
+        raise ModelError(f"reward model {folder}: texts start with {list(text_format.start)}, it has {rows} tokens")
+    if len(text_format.start) >= text_format.context or (most is not None and text_format.context > most):
+        raise ModelError(
+            f"reward model {folder}: its texts have up to {text_format.context} tokens, {len(text_format.start)} of them "
+            f"before each, and it takes {most or 'any number'}"
+        )
 
 
 def load_reward_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

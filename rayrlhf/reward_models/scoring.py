@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from rayrlhf.config import ModelConfig
+from rayrlhf.policy import check_vocabulary
 from rayrlhf.reward_models.folder import load_reward_network, load_reward_tokenizer
 from rayrlhf.reward_models.network import RewardNetwork, score_sequences
 from rayrlhf.reward_models.sidecar import read_sidecar
@@ -34,7 +36,9 @@ class RewardScorer:
         """Raises ModelError for a folder that is no reward model."""
         sidecar = read_sidecar(folder)
         network = load_reward_network(folder).to(device)
-        return cls(network, load_reward_tokenizer(folder), sidecar.text_format, tokens_per_batch)
+        tokenizer = load_reward_tokenizer(folder)
+        check_vocabulary(ModelConfig(path=str(folder)), network.classifier, tokenizer)
+        return cls(network, tokenizer, sidecar.text_format, tokens_per_batch)
 
     def score_texts(self, texts: Sequence[tuple[str, str]]) -> FloatArray:
         """[N] scores of (query, response) pairs."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from rayrlhf.errors import ModelError
 from rayrlhf.files import replace_file
-from rayrlhf.reading import Number, read_record
+from rayrlhf.reading import Number, check_files, read_record
 from rayrlhf.reward_models.text_format import TextFormat
 
 SIDECAR = "reward_model.json"
@@ -40,10 +40,11 @@ def write_sidecar(folder: Path, sidecar: Sidecar) -> None:
 
 
 def read_sidecar(folder: Path) -> Sidecar:
-    """Raises ModelError for a folder that is no reward model, or one of another version."""
+    """Raises ModelError for a folder that is no reward model, one of another version, or one that holds a pipe."""
     path = folder / SIDECAR
     if not path.is_file():
         raise ModelError(f"reward model {folder}: no {SIDECAR} is there; `rayrlhf reward-model` makes such a folder")
+    check_files(folder, ModelError)
     advice = "make the reward model again, or take its folder from a copy"
     version = read_record(path, _Version, ModelError, advice).version
     if version != VERSION:

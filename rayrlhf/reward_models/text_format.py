@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from rayrlhf.policy import vocabulary_fingerprint
 from rayrlhf.prompt_formats import written
 from rayrlhf.prompt_frames import start_ids
+from rayrlhf.reading import Count, Whole
 from rayrlhf.types import IntArray
 
 
@@ -27,9 +30,9 @@ class TextFormat:
     """
 
     vocabulary: str  # fingerprint of that model's tokenizer: ids of an equal one are read as they are
-    start: tuple[int, ...]  # before every query, so that a text without any token has one to read
-    context: int  # most tokens
-    ends: tuple[int, ...] = ()  # left out at a response's end; of a model made before there was this rule: none
+    start: tuple[Count, ...]  # before every query, so that a text without any token has one to read
+    context: Annotated[Whole, Field(ge=2)]  # most tokens
+    ends: tuple[Count, ...] = ()  # left out at a response's end; of a model made before there was this rule: none
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, context: int, ends: Sequence[int] = ()) -> TextFormat:

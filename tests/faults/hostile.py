@@ -143,6 +143,10 @@ class Ground:
         (model / "model.safetensors").unlink()
         (model / "pytorch_model.bin").write_bytes(self.pickle())
 
+    def pipe(self, model: Path) -> None:
+        (model / "tokenizer.json").unlink()
+        os.mkfifo(model / "tokenizer.json")
+
     def sound_model(self, damage: Callable[[Path], object]) -> Path:
         copied = self.folder / "model"
         shutil.copytree(self.model, copied)
@@ -381,6 +385,12 @@ def _loop_file_in_run(ground: Ground) -> list[str]:
     run = ground.run(f"reward={MODULE}:Reward")
     ground.project(f"task:\n  recipe: {run / 'config.yaml'}\n")
     return ["project", "--no-wait"]
+
+
+def _own_settings(ground: Ground) -> list[str]:
+    run = ground.run(*_REWARD)
+    (ground.folder / "mine.yaml").write_text(f"task:\n  recipe: {run / 'config.yaml'}\n")
+    return ["project", "--no-wait", "--config", "mine.yaml"]
 
 
 def _work_folder(ground: Ground) -> list[str]:
@@ -701,6 +711,40 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("labels export", "a table that never ends", _project_with(_endless_view, "project", "out.jsonl")),
     Attack("sft", "a model with code", _model("model_code", "out", "--model", "model", "--text", "text.txt")),
     Attack("sft", "links in the work folder", _work_folder),
+    Attack(
+        "train",
+        "config.yaml of a run names code, and another setting of it is given",
+        _run("{run}/config.yaml", "name=other", "reward.0.weight=0.5", settings=_REWARD),
+    ),
+    Attack("imitate", "config.yaml of a run names code", _run("{run}/config.yaml", "out", settings=_GAME), "stranger"),
+    Attack(
+        "evaluate",
+        "the recipe is a run's config that names code",
+        _run("{model}", "--recipe", "{run}/config.yaml", "--games", "1", settings=_GAME),
+    ),
+    Attack("loop", "the recipe of one's own settings is a run's that names code", _own_settings),
+    Attack(
+        "loop",
+        "settings of the project's own folder",
+        _project("checks: {command: [touch, '{ran}']}", "project", "--no-wait", "--config", "project/project.yaml"),
+    ),
+    Attack(
+        "rate",
+        "a regular expression that never ends",
+        _project("checks: {pattern: '(=|H|Y|=HY)+$'}", "project", "--terminal"),
+    ),
+    Attack(
+        "rate",
+        "a corpus without end",
+        _project("checks: {compressibility: {corpus: /dev/zero}}", "project", "--terminal"),
+    ),
+    Attack(
+        "generate",
+        "prompts without end",
+        _run("{run}", "-n", "1", settings=("environment.prompts.file=/dev/zero",)),
+    ),
+    Attack("replay", "a reward with a corpus without end", _batch("reward={name: alliteration, corpus: /dev/zero}")),
+    Attack("generate", "a model's file is a pipe", _model("pipe", "model", "-n", "1")),
 )
 """Each command that reads what a stranger may have made, several ways each."""
 

@@ -13,6 +13,7 @@ from rayrlhf.errors import PreferenceError
 from rayrlhf.preferences.formats import anthropic_hh, native, openai_json, samples, summarize, trl
 from rayrlhf.preferences.formats.content import Content, Export, Fault, Object, Outcome, ReadOptions, Row
 from rayrlhf.preferences.formats.json_rows import read_rows
+from rayrlhf.reading import read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,10 +59,7 @@ def read_file(path: Path, options: ReadOptions, name: str | None = None) -> tupl
         PreferenceError: the file cannot be read, or no format is known by that name.
     """
     file = path / "samples.jsonl" if path.is_dir() else path
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise PreferenceError(f"{file} cannot be read: {error.strerror}") from error
+    data = read_bytes(file, PreferenceError, piped=file is path)  # `labels import <(...)` is a person's word
     if name is not None and name not in READABLE:
         raise PreferenceError(f"no format of labels is named {name}: choose from {', '.join(READABLE)}")
     return read_data(data, options, TEXT if name is None and file.suffix == ".txt" else name)

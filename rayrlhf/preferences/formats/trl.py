@@ -96,9 +96,7 @@ def _after_text(
     out."""
     asked: Object = {"role": "user", "content": prompt}
     at = common_length(chosen, rejected)
-    if at == len(chosen) == len(rejected):
-        return [asked], chosen, rejected  # the same answer twice
-    if not at:
+    if not at or at == len(chosen) == len(rejected):  # they begin with nothing, or are the same answer twice
         return [asked], chosen, rejected
     last = chosen[at - 1]
     if (last["role"], last["content"]) != ("user", prompt):
