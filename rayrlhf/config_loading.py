@@ -18,6 +18,7 @@ from rayrlhf.config import RunConfig
 from rayrlhf.config_draft import Draft
 from rayrlhf.config_faults import faults_of, suggestion
 from rayrlhf.errors import ConfigError
+from rayrlhf.reading import expanded
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "alliteration"
@@ -114,7 +115,7 @@ def _locate(source: str) -> tuple[Path, str]:
     known = {recipe.name: recipe.path for recipe in recipes()}
     if source in known:
         return known[source], f"recipes/{source}.yaml"
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         inside = path / "config.yaml"
         hint = f"; did you mean {inside}?" if inside.is_file() else "; give a YAML file or a recipe"

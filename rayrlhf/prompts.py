@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from rayrlhf.config import PromptsConfig
 from rayrlhf.errors import PromptError
 from rayrlhf.prompt_files import Messages, Row, read_file, read_folder
-from rayrlhf.reading import printable
+from rayrlhf.reading import expanded, printable
 from rayrlhf.types import IntArray
 
 if TYPE_CHECKING:
@@ -147,9 +146,9 @@ def _rows(config: PromptsConfig) -> tuple[list[Row], int, str]:
             )
         return [Row("environment.prompts.text", config.text)], 0, "environment.prompts.text"
     if config.file is not None:
-        source, found = config.file, list(read_file(Path(config.file).expanduser(), config.field))
+        source, found = config.file, list(read_file(expanded(config.file), config.field))
     else:
-        source, found = str(config.folder), list(read_folder(Path(str(config.folder)).expanduser(), config.field))
+        source, found = str(config.folder), list(read_folder(expanded(str(config.folder)), config.field))
     rows = [row for row in found if row is not None]
     if not rows:
         raise PromptError(f"{source}: there is no prompt in it")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import stat
 from collections import Counter
@@ -57,6 +58,11 @@ def printable(text: str) -> str:
     """
     shown = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), text.replace("\r\n", "\n"))
     return _NOT_SHOWN.sub("\N{REPLACEMENT CHARACTER}", shown)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as the home folder; where nobody has that name, as it stands, for whoever reads it to say so."""
+    return Path(os.path.expanduser(path))
 
 
 def read_bytes(path: Path, fault: type[UserError], place: str = "", piped: bool = False) -> bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rayrlhf.errors import ModelError, UserError
 from rayrlhf.plugins import Kind, is_own
-from rayrlhf.reading import SHOWN, printable, read_json
+from rayrlhf.reading import SHOWN, expanded, printable, read_json
 from rayrlhf.terminal_output import say
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Trust:
 
     def covers(self, source: str | Path) -> bool:
         """Whether `source`, a folder, a file or a model's name, was named, or lies in a folder that was."""
-        return any(str(source) == given or _lies_in(_expanded(source), _expanded(given)) for given in self.sources)
+        return any(str(source) == given or _lies_in(expanded(source), expanded(given)) for given in self.sources)
 
     def require(self, source: str | Path, code: Sequence[Code]) -> None:
         """Says what `source` is about to run, where it runs anything that is not RayRLHF's own.
@@ -160,7 +160,7 @@ def trusted_model(model: ModelConfig, source: str | Path, trust: Trust) -> Model
     """The model of a folder: its own code runs where the command line trusts the folder, whatever the folder says."""
     covered = trust.covers(source)
     if covered:
-        local = Path(model.path).expanduser().is_dir()
+        local = expanded(model.path).is_dir()
         trust.require(source, code_of_model(model.path) if local else [Code("model", f"any code of {model.path}")])
     return model.model_copy(update={"trust_remote_code": covered})
 
@@ -173,7 +173,7 @@ def require_own_config(source: str | None, code: Sequence[Code], overrides: Iter
     Raises:
         UntrustedCodeError: see `Trust.require`.
     """
-    if source is None or not (made := made_folder(_expanded(source))):
+    if source is None or not (made := made_folder(expanded(source))):
         return
     left = _undecided(code, overrides)
     if left and not is_remembered(made, left):
@@ -250,11 +250,6 @@ def _undecided(code: Sequence[Code], overrides: Iterable[str]) -> list[Code]:
     """What of the code no override names."""
     words = list(overrides)
     return [entry for entry in code if not any(decides(word, entry.key) for word in words)]
-
-
-def _expanded(path: str | Path) -> Path:
-    """As configs are found: `~` is the home folder."""
-    return Path(os.path.expanduser(path))
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from rayrlhf.errors import RewardError
-from rayrlhf.reading import read_text
+from rayrlhf.reading import expanded, read_text
 from rayrlhf.types import Trajectory
 
 
@@ -26,7 +25,7 @@ class Alliteration:
         if letter is not None and len(letter) != 1:
             raise ValueError(f"letter has to be one character, not {letter!r}")
         self.letter = letter.lower() if letter is not None else None
-        self.rarity = rarities(read_text(Path(corpus).expanduser(), RewardError)) if corpus is not None else None
+        self.rarity = rarities(read_text(expanded(corpus), RewardError)) if corpus is not None else None
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         return [self._score(trajectory.text) for trajectory in trajectories]

@@ -17,6 +17,7 @@ from rayrlhf.config_faults import suggestion
 from rayrlhf.config_loading import checked, recipes
 from rayrlhf.config_section import NonNegativeInt, PositiveInt, Section
 from rayrlhf.errors import ConfigError
+from rayrlhf.reading import expanded
 from rayrlhf.tune.objectives import ObjectiveConfig, RewardUnderKL
 from rayrlhf.tune.space import is_dimension, split_keys
 
@@ -217,7 +218,7 @@ def _draft(source: str) -> Draft:
         return Draft.read(shipped[source], f"tune/{source}.yaml")
     if source in known:
         return Draft({"name": f"{source}-sweep", "base": source}, f"recipes/{source}.yaml", {})
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         draft = Draft.read(path, source)
         if "space" in draft.tree or "base" in draft.tree:
