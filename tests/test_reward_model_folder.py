@@ -223,6 +223,14 @@ def test_a_text_format_that_the_model_has_no_place_for_is_named(
         load_reward_network(folder)
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_has_is_named(folder: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(path=str(folder)))
+    tokenizer.add_tokens([f"<{number}>" for number in range(5000)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"its tokenizer has \d+ tokens, its embedding only"):
+        RewardScorer.load(folder)
+
+
 def test_a_folder_that_holds_a_pipe_is_refused_before_a_library_waits_for_it(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     os.mkfifo(folder / "tokenizer.json")

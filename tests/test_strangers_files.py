@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.panel import Panel
 from rich.table import Table
@@ -21,12 +22,15 @@ import rayrlhf
 from rayrlhf.config import RunConfig
 from rayrlhf.config_loading import dump_config, load_config
 from rayrlhf.errors import ConfigError, RunFolderError, UserError
+from rayrlhf.generate import show
 from rayrlhf.metrics import read_metrics, read_samples
 from rayrlhf.preferences.formats.content import ReadOptions
 from rayrlhf.preferences.formats.registry import read_data
 from rayrlhf.reading import MAX_DEPTH, Count, Number, json_value, parse_json, typed
+from rayrlhf.reward_contract import example_trajectory
 from rayrlhf.run_folder import RunFolder, parse_config
 from rayrlhf.terminal_output import plain_console, say
+from rayrlhf.types import EpisodeScore
 
 PACKAGE = Path(rayrlhf.__file__).parent
 HOSTILE = "a\x1b[2Jb\x9b31mc\u202ed\ud800"
@@ -197,6 +201,13 @@ def test_a_console_takes_no_text_for_markup() -> None:
     console.print(table, "[link=file:///etc] :smile: [/x]")
     for text in ("[red]name", "[INST] x [/INST]", "[link=file:///etc] :smile: [/x]"):
         assert text in file.getvalue()
+
+
+def test_the_parts_of_a_score_are_named_as_they_are() -> None:
+    file = io.StringIO()
+    score = EpisodeScore(np.array([1.0], np.float32), {"letter_count[letter=e]": 1.0})
+    show(plain_console(file=file, width=80), [example_trajectory("", "a text")], [score])
+    assert file.getvalue().count("letter_count[letter=e]") == 2
 
 
 @pytest.mark.parametrize("logger", ["rayrlhf.policy", "somebody.else"])

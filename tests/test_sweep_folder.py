@@ -186,3 +186,12 @@ def test_the_table_says_where_each_trial_is(tmp_path: Path) -> None:
     assert ["000-seed0", "coef=0", "seed=0", "0/6", "stopped"] in shown
     assert ["000-seed1", "coef=0", "seed=1", "2/6", "4.00", "1.25", "running", "1:20"] in shown
     assert ["001-seed1", "coef=1", "seed=1", "0/6", "waiting"] in shown
+
+
+def test_the_table_takes_no_value_for_markup(tmp_path: Path) -> None:
+    with create(request(tmp_path, "environment.prompts.text=choice:'[INST] x [/INST]'")) as folder:
+        console = Console(record=True, width=200, file=io.StringIO())
+        table = LiveTable(folder, console)
+        table.expect(folder.read_trials())
+        console.print(table.table())
+    assert "text=[INST] x [/INST]" in console.export_text()
