@@ -741,7 +741,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "generate",
         "prompts without end",
-        _run("{run}", "-n", "1", settings=("environment.prompts.file=/dev/zero",)),
+        _run("{run}", "-n", "1", settings=("environment.prompts={file: /dev/zero}",)),
     ),
     Attack("replay", "a reward with a corpus without end", _batch("reward={name: alliteration, corpus: /dev/zero}")),
     Attack("generate", "a model's file is a pipe", _model("pipe", "model", "-n", "1")),
