@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import transformers as hf
-from conftest import build_tiny_model
+
+from tests.tiny_models import build_tiny_model
 
 SPECIAL: dict[str, Any] = {"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 1}
 PLAIN: dict[str, Any] = {

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from rayrlhf import cluster
@@ -36,6 +35,7 @@ from rayrlhf.trainer import train
 from rayrlhf.tune.folder import path_of as sweep_path
 from rayrlhf.tune.sweep_config import load_sweep
 from tests.test_training import small_config
+from tests.tiny_models import build_tiny_model
 
 
 def cut_weights(model: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rayrlhf.errors import EpisodeError
@@ -18,6 +17,7 @@ from rayrlhf.sampling.command_trie import Branch, CommandTrie, CommandTries
 from rayrlhf.sampling.constrained import branch_logprobs, draw
 from rayrlhf.sampling.prefix_cache import PrefixCache
 from rayrlhf.types import AllowedTokens
+from tests.tiny_models import build_tiny_model
 
 EOS = 0
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_model
 from transformers import GenerationConfig
 
 from rayrlhf.agent_text import GamePrompter, make_prompter
@@ -24,6 +23,7 @@ from rayrlhf.response_rules import ResponseRules
 from rayrlhf.sampling.stopping import ends_sentence
 from rayrlhf.sampling.transformers_engine import SamplingSettings, TransformersSampler
 from rayrlhf.types import EpisodeSpec
+from tests.tiny_models import build_tiny_model
 
 EOS, TURN_END = 0, 7
 CHATML = (

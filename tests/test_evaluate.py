@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import build_tiny_model
 from scipy.stats import binomtest, norm
 from typer.testing import CliRunner
 
@@ -38,6 +37,7 @@ from rayrlhf.run_parts import scratch_model
 from rayrlhf.types import GameState, Situation
 from rayrlhf.value import build_value_network, write_value
 from tests.game_episodes import episode, turn
+from tests.tiny_models import build_tiny_model
 
 GAMES = 3
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_model
 from torch import Tensor
 
 from rayrlhf.algorithm_config import AdamWConfig, RLOOConfig
@@ -29,6 +28,7 @@ from tests.kl_process import CASES, KL_COEF, Case, run
 from tests.learner_process import Recordings, load_policy_plain, make_sequences, run_ranks
 from tests.ppo_process import ppo_sequences
 from tests.rounding import FORWARD, rounding
+from tests.tiny_models import build_tiny_model
 
 each_world = pytest.mark.parametrize("world", [1, 2])
 

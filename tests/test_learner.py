@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrlhf.algorithm_config import AdamWConfig, SGDConfig
@@ -36,6 +35,7 @@ from tests.learner_process import (
     step,
 )  # fmt: skip
 from tests.strangers_pickle import Runs
+from tests.tiny_models import build_tiny_model
 
 WORLDS = (1, 2)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from conftest import build_tiny_model
 from huggingface_hub import constants
 
 from rayrlhf.checkpoint import CheckpointStore
@@ -29,6 +28,7 @@ from rayrlhf.model_config import UNSTATED_CONTEXT, check_claims, fingerprint, re
 from rayrlhf.model_paths import _tell, reach_hub, resolve_model
 from rayrlhf.policy import check_policy, context_length, end_ids, load_policy, load_tokenizer
 from rayrlhf.trust import code_of_model
+from tests.tiny_models import build_tiny_model
 
 
 @pytest.fixture

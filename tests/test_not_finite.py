@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from conftest import build_tiny_model
 
 from tests.finite_process import run
 from tests.learner_process import STAGES, Recordings, run_ranks
+from tests.tiny_models import build_tiny_model
 
 BATCH = ("log-probability nan", "log-probability inf", "reward nan", "reward inf", "loss nan", "loss inf")
 CASES = (  # ranks, which learner, fault

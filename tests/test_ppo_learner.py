@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -36,6 +35,7 @@ from tests.ppo_process import (
 )
 from tests.rounding import FORWARD, rounding
 from tests.test_value import build_reward_model
+from tests.tiny_models import build_tiny_model
 
 WORLDS = (1, 2)
 each_stage = pytest.mark.parametrize("stage", STAGES)

@@ -123,6 +123,7 @@ def test_a_rater_at_the_keyboard(browser: Browser, tmp_path: Path) -> None:
     """GWERN-1: 1 2 3 b s u and ?, in the real page; the name is typed in once."""
     with store_of(tmp_path, [f"text {number}" for number in range(8)]) as store:
         with page_of(browser, session_of(store), tmp_path, rater=None) as page:
+            page.wait_for_selector("#name:focus")
             page.keyboard.type("Ann Lee")
             press(page, "Enter")
             assert page.inner_text("h1") == "Which is better?"

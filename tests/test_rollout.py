@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rayrlhf.config import AgentConfig
@@ -32,6 +31,7 @@ from rayrlhf.sampling.transformers_engine import SamplingSettings
 from rayrlhf.types import GameState, Trajectory
 from tests import game_episodes
 from tests.rounding import FORWARD, rounding
+from tests.tiny_models import build_tiny_model
 
 TEXTS = ["Once upon a time", "Tim took"]
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import build_tiny_model
 
 from rayrlhf.checkpoint import CheckpointStore
 from rayrlhf.config import RunConfig
@@ -27,6 +26,7 @@ from rayrlhf.lock import FolderLock, Held, _become_writer
 from rayrlhf.run_folder import RunFolder, has_probe, refuse_taken, remove_probe, write_probe
 from rayrlhf.run_parts import check_started_from, starting_point
 from tests.faults import system_calls
+from tests.tiny_models import build_tiny_model
 
 
 def a_config(tmp_path: Path, **settings: Any) -> tuple[RunConfig, str]:

@@ -198,7 +198,7 @@ def test_a_home_folder_in_a_sweeps_base_is_the_folder_that_is_loaded(
     with pytest.raises(UntrustedCodeError, match="stranger names code"):
         require_own_sweep(str(file), load_sweep(str(file)), [], Trust())
     require_own_sweep(str(file), load_sweep(str(file)), [], Trust.of(["~/stranger"]))
-    with pytest.raises(ConfigError, match=r"~nobody99/config\.yaml: there is no such file"):
+    with pytest.raises(ConfigError, match=r"~nobody99/config\.yaml: there is no such home folder"):
         load_config("~nobody99/config.yaml")
 
 

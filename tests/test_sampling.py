@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_model
 from transformers import AutoModelForCausalLM
 
 from rayrlhf.sampling.transformers_engine import (
@@ -17,6 +16,7 @@ from rayrlhf.sampling.transformers_engine import (
     uniform_stream,
 )
 from tests.rounding import rounding
+from tests.tiny_models import build_tiny_model
 
 PROMPTS = [np.array([5, 6, 7]), np.array([5, 6, 7]), np.array([9]), np.array([11, 12, 13, 14, 15]), np.array([5, 6, 7])]
 NO_EOS = 10_000

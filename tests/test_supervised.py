@@ -165,7 +165,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes | None, m
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
-    with pytest.raises(PromptError, match=r"the folder has no \.txt or \.jsonl file"):
+    with pytest.raises(PromptError, match=r"the folder has no \.txt or \.jsonl or "):
         run(tmp_path / "out", text=[tmp_path / "texts"], stories=0)
 
 

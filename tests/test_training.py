@@ -18,7 +18,6 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from conftest import build_tiny_model
 
 from rayrlhf import trainer
 from rayrlhf.alarms import read_alarms
@@ -34,6 +33,7 @@ from rayrlhf.trainer import Observer, train
 from rayrlhf.types import EpisodeSpec, TrainingBatch, UpdateReport
 from rayrlhf.worker import PlayedBatch, PublishedWeights, RolloutPool
 from rayrlhf.worker_death import Died
+from tests.tiny_models import build_tiny_model
 
 
 def small_config(model: Path, storage: Path, name: str, **changes: Any) -> RunConfig:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_tiny_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -35,6 +34,7 @@ from rayrlhf.reward_models.sidecar import Sidecar, read_sidecar, with_scalars
 from rayrlhf.reward_models.text_format import TextFormat
 from rayrlhf.types import ValueQuery
 from rayrlhf.value import ValueHead, ValueNetwork, build_value_network, load_value, query_values, write_value
+from tests.tiny_models import build_tiny_model
 
 
 def build_reward_model(folder: Path, labels: int = 1, seed: int = 5, architecture: str = "llama") -> Path:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from conftest import build_tiny_model
 from safetensors.numpy import load_file
 
 from rayrlhf.algorithm_config import SeparateValueConfig
@@ -35,6 +34,7 @@ from rayrlhf.types import EpisodeScore, EpisodeSpec, Weights
 from rayrlhf.value import build_value_network, write_value
 from rayrlhf.weights import checksum
 from tests.strangers_pickle import Runs
+from tests.tiny_models import build_tiny_model
 
 SECRET = "the words of a file outside"
 VICTIM = "what was in the file before\n"
@@ -192,7 +192,7 @@ class Ground:
             items = [Item("", f'=HYPERLINK("x{n}")', generator=f"+{n}\\q$x_{{") for n in range(4)]
             store.add_items(items)
             pairs = [(first, second) for first in items for second in items if first.id < second.id]
-            store.add(*(Comparison((a.id, b.id), n % 2, source="human", rater="r") for n, (a, b) in enumerate(pairs)))
+            store.add(*(Comparison((a.id, b.id), n % 2, source="manual", rater="r") for n, (a, b) in enumerate(pairs)))
         return folder
 
     def sweep(self, name: str = "swept", trial: str = "000-seed0", *overrides: str) -> Path:
@@ -555,14 +555,14 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "play",
         "an environment of the folder's own",
-        CODE + "environment: stranger_code:Game",
+        CODE + "environment.name: stranger_code:Game",
         _run("{run}", "--watch", "--delay", "0", settings=_GAME),
         "stranger",
     ),
     Attack(
         "play",
         "a Gymnasium id of a module",
-        CODE + "environment: stranger_code:Stranger-v0",
+        CODE + "environment.name: stranger_code:Stranger-v0",
         _run("{run}", "--watch", "--delay", "0", settings=(f"environment.name={MODULE}:Stranger-v0",)),
         "stranger",
     ),
@@ -576,7 +576,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "play",
         "a transcript that names code",
-        CODE + "environment: stranger_code:Game",
+        CODE + "environment.name: stranger_code:Game",
         _transcript(f"{MODULE}:Game"),
         "played.jsonl",
     ),
@@ -601,14 +601,14 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "evaluate",
         "an environment of the folder's own",
-        CODE + "environment: stranger_code:Game",
+        CODE + "environment.name: stranger_code:Game",
         _run("{run}", "--games", "1", settings=_GAME),
         "stranger",
     ),
     Attack(
         "evaluate",
         "a reward of the folder's own, with a value network to hold against it",
-        CODE + "reward: stranger_code:Reward",
+        CODE + "reward.1.name: stranger_code:Reward",
         _valued_run,
         "stranger",
     ),
@@ -625,14 +625,18 @@ ATTACKS: tuple[Attack, ...] = (
         r"evaluation\.json is a link",
         _run_with_link("evaluation.json", "victim", "{run}", "--games", "1"),
     ),
-    Attack("replay", "a reward of the standard library", CODE + "reward: os:system", _shell_batch, "stranger"),
+    Attack("replay", "a reward of the standard library", CODE + "reward.0.name: os:system", _shell_batch, "stranger"),
     Attack(
-        "replay", "a reward of the folder's own", CODE + "reward: stranger_code:Reward", _batch(*_REWARD), "stranger"
+        "replay",
+        "a reward of the folder's own",
+        CODE + "reward.0.name: stranger_code:Reward",
+        _batch(*_REWARD),
+        "stranger",
     ),
     Attack(
         "replay",
         "an environment of the folder's own",
-        CODE + "environment: stranger_code:Game",
+        CODE + "environment.name: stranger_code:Game",
         _batch(*_GAME),
         "stranger",
     ),
@@ -718,13 +722,13 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "train",
         "config.yaml of a run names code",
-        CODE + "reward: stranger_code:Reward",
+        CODE + "reward.0.name: stranger_code:Reward",
         _run("{run}/config.yaml", "--resume", settings=_REWARD),
     ),
     Attack(
         "train",
         "config.yaml of a run names code, for a new run",
-        CODE + "environment: stranger_code:Game",
+        CODE + "environment.name: stranger_code:Game",
         _run("{run}/config.yaml", "name=other", settings=_GAME),
     ),
     Attack("train", "the lock is a link", r"\.lock is a link", _run_with_link(".lock", "victim", *_RESUME)),
@@ -750,7 +754,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "sweep",
         "a trial's config names code",
-        CODE + "reward: stranger_code:Reward",
+        CODE + "reward.0.name: stranger_code:Reward",
         _sweep(
             lambda ground, sweep: (sweep / "trials/000-seed0/config.yaml").write_text(
                 (sweep / "trials/000-seed0/config.yaml")
@@ -770,7 +774,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "sweep",
         "sweep.yaml of a sweep names code",
-        CODE + "reward: stranger_code:Reward",
+        CODE + "reward.0.name: stranger_code:Reward",
         _sweep(
             lambda ground, sweep: _edit_json(sweep / "sweep.yaml", name="other", overrides=[f"reward={MODULE}:Reward"]),
             "sweep/sweep.yaml",
@@ -839,7 +843,12 @@ ATTACKS: tuple[Attack, ...] = (
         CODE + "loop.rater.rule: stranger_code:Reward",
         _project(f"loop: {{rater: {{rule: '{MODULE}:Reward'}}}}", "project", "--no-wait"),
     ),
-    Attack("loop", "the task is a run that names code", CODE + "task.reward: stranger_code:Reward", _loop_file_in_run),
+    Attack(
+        "loop",
+        "the task is a run that names code",
+        CODE + "task.reward.0.name: stranger_code:Reward",
+        _loop_file_in_run,
+    ),
     Attack(
         "loop",
         "rounds are a link",
@@ -849,7 +858,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack(
         "reward-model",
         "the task's environment is code",
-        CODE + "task.environment: stranger_code:Game",
+        CODE + "task.environment.name: stranger_code:Game",
         _project(f"task: {{overrides: ['environment.name={MODULE}:Game']}}", "project", "out"),
     ),
     Attack(
