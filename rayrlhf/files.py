@@ -190,11 +190,18 @@ def saving(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if said := _says_that_the_disk_gave_out(error):
+            raise storage_error(folder, said) from error  # half of the file may be gone again, and room is left
         if not is_full(folder):
             raise
         files = [entry for entry in folder.rglob("*") if entry.is_file()]
         last = max(files, key=lambda entry: entry.stat().st_mtime_ns, default=folder)
         raise storage_error(last, os.strerror(errno.ENOSPC)) from error
+
+
+def _says_that_the_disk_gave_out(error: Exception) -> str | None:
+    """The system's words that a library repeats in an error of its own; None where it repeats none of a disk's."""
+    return next((words for words in map(os.strerror, _GIVEN_OUT) if words in str(error)), None)
 
 
 def is_full(folder: Path, size: int = 1 << 16) -> bool:

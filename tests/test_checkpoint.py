@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rayrlhf.checkpoint import Checkpoint, CheckpointStore, newest_model, read_manifest, verify, whole_checkpoints
 from rayrlhf.errors import CheckpointError, StorageError
@@ -239,6 +240,18 @@ def test_pytorchs_own_error_on_a_full_disk_names_the_disk(tmp_path: Path) -> Non
             torch.save(torch.zeros(100_000), folder / "state.pt")
         with pytest.raises(StorageError, match=r"small/state\.pt could not be written: No space left"), saving(folder):
             torch.save(torch.zeros(100_000), folder / "state.pt")
+
+
+def test_an_error_that_repeats_the_systems_words_is_a_full_disks(tmp_path: Path) -> None:
+    """safetensors takes its half file away again, so that there is room when somebody looks."""
+    if reason := why_no_disk(tmp_path):
+        pytest.skip(reason)
+    with disk(tmp_path / "small", 1 << 18) as folder:
+        with pytest.raises(StorageError, match="could not be written: No space left"), saving(folder):
+            save_file({"weight": torch.zeros(100_000)}, folder / "model.safetensors")
+        assert not list(folder.iterdir())
+        with pytest.raises(RuntimeError, match="of another kind"), saving(folder):
+            raise RuntimeError("of another kind")
 
 
 def test_a_full_disk_is_a_message_and_costs_nothing(tmp_path: Path) -> None:

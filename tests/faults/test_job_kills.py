@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(
             assert process.poll() is None, (kills, "the run ended before that moment")
             if victim.is_running():  # another one in its place may have come by itself
                 victim.kill()
-            if whom == "driver":
+            if whom == "driver" or not goes_on(process, folder):
                 job.clear_away(process, family)
                 process = job.start(run, tmp_path, *job.resuming(folder))
         _, errors = process.communicate(timeout=job.TIMEOUT_S)
@@ -122,3 +123,16 @@ def test_killed_at_random_moments_the_run_ends_as_if_nothing_had_happened(
     finally:
         job.clear_away(process, family)
     assert job.results(folder, ITERATIONS) == job.results(undisturbed, ITERATIONS), kills
+
+
+def goes_on(process: subprocess.Popen[str], folder: Path) -> bool:
+    """Whether a run goes on to its next iteration; where an actor was killed before it had started, it ends and says so."""
+    had = job.recorded(folder)
+    while process.poll() is None and job.recorded(folder) == had:
+        time.sleep(0.02)
+    if process.poll() in (None, 0):
+        return True
+    errors = process.stderr.read() if process.stderr else ""
+    assert process.returncode == 2, errors
+    assert "did not start" in errors
+    return False
